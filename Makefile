@@ -1,0 +1,31 @@
+# Everything happens in .venv, made from a lock file by tools/venv. `make demo` and `make test` are all you need.
+.PHONY: demo test lint format lock clean
+
+demo: # the product at work on real data
+	@tools/venv requirements.lock
+	@.venv/bin/python examples/earthquakes/demo.py
+
+test: lint # what CI runs
+	@.venv/bin/pytest -q --durations=5
+
+lint:
+	@tools/venv requirements-dev.lock
+	@.venv/bin/ruff format --check --output-format concise . || { echo "not formatted: run 'make format'"; exit 1; }
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/mypy
+
+format:
+	@tools/venv requirements-dev.lock
+	@.venv/bin/ruff check --quiet --fix-only .
+	@.venv/bin/ruff format .
+
+# Needs uv (pip install uv). Raises every version to the newest; for one: add --upgrade-package NAME instead.
+COMPILE = uv pip compile --quiet pyproject.toml --upgrade --universal --python-version 3.11 --all-extras --group build \
+	--generate-hashes --no-header --no-annotate --no-emit-index-url
+lock:
+	$(COMPILE) --output-file requirements.lock
+	$(COMPILE) --group test --constraints requirements.lock --output-file requirements-dev.lock
+
+clean: # also the demo's data
+	rm -rf .venv .faas examples/*/.demo dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,232 @@
+"""One connection to NATS for everything: bytes out, answers in, and who is told when it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+import secrets
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import orjson
+from nats.errors import Error as NatsError
+
+from ..errors import BusError, BusRefused, BusUnavailable
+from .replies import Replies, api_answer
+from .wire import Sink, WireClient
+
+if TYPE_CHECKING:
+    from .access import Access
+
+log = logging.getLogger(__name__)
+
+MAX_KEPT = 1 << 20  # bytes of acks kept while disconnected
+_VIOLATION = re.compile(r'permissions violation for (publish|subscription).* to "([^"]+)"')
+
+
+class Listener(Protocol):
+    """Who wants to know about the connection."""
+
+    def lost(self) -> None: ...
+    def restored(self) -> None: ...
+    def refused(self, subject: str) -> None:
+        """The server denied publishing to `subject` (lower case, as nats-py reports it)."""
+
+
+class Connection:
+    """up: set while bytes reach a server. closed: set when it will never be up again. last_error: what nats-py said last."""
+
+    def __init__(self, client: WireClient, inbox: str) -> None:
+        self.client = client
+        self.inbox = inbox
+        self.up = asyncio.Event()
+        self.closed = asyncio.Event()
+        self.last_error = ""
+        self.listeners: set[Listener] = set()
+        self._open: dict[int, Replies] = {}
+        self._serial = 0
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._connecting = True
+        self._denied: set[str] = set()  # subscriptions
+
+    # --- bytes out ---
+
+    def write(self, data: bytes) -> bool:
+        """False if there is no connection: nothing was written."""
+        return self.up.is_set() and self.client.send(data)
+
+    def keep(self, data: bytes) -> None:
+        """To be written after the reconnect, unless too much is kept already. For acks: a late one still spares an event a second run."""
+        if self._kept_bytes + len(data) <= MAX_KEPT:
+            self._kept.append(data)
+            self._kept_bytes += len(data)
+
+    # --- questions ---
+
+    def fresh_inbox(self) -> str:
+        self._serial += 1
+        return f"{self.inbox}.{self._serial}"
+
+    @asynccontextmanager
+    async def expect(self, subjects: Sequence[str]) -> AsyncIterator[Replies]:
+        """A place for the answers to requests about to be written to `subjects`."""
+        self._serial += 1
+        serial = self._serial
+        replies = self._open[serial] = Replies(f"{self.inbox}.r.{serial}.", subjects)
+        try:
+            yield replies
+        finally:
+            del self._open[serial]
+
+    async def api(self, verb: str, body: dict[str, Any] | None = None, *, seconds: float = 5.0) -> dict[str, Any]:
+        """JetStream API call, like api("STREAM.INFO.events"). BusRefused carries JetStream's err_code; BusUnavailable: no answer."""
+        [answer] = await self.apis([(verb, body)], seconds=seconds)
+        if isinstance(answer, BusError):
+            raise answer
+        return answer
+
+    async def apis(
+        self, calls: Sequence[tuple[str, dict[str, Any] | None]], *, seconds: float = 5.0
+    ) -> list[dict[str, Any] | BusRefused | BusUnavailable]:
+        """Many calls in one write; an answer or error for each."""
+        if not calls:
+            return []
+        subjects = [f"$JS.API.{verb}" for verb, _ in calls]
+        bodies = [orjson.dumps(body) if body is not None else b"" for _, body in calls]
+        try:
+            async with asyncio.timeout(seconds):
+                await self.up.wait()
+        except TimeoutError:
+            error = BusUnavailable(f"no connection to NATS for {seconds:g} s ({self.last_error or 'no error reported'})")
+            return [error] * len(calls)
+        async with self.expect(subjects) as replies:
+            frames = [
+                b"PUB %b %b%d %d\r\n%b\r\n" % (subject.encode(), replies.prefix.encode(), n, len(body), body)
+                for n, (subject, body) in enumerate(zip(subjects, bodies, strict=True))
+            ]
+            self.write(b"".join(frames))
+            await replies.wait(seconds)
+        return [api_answer(subject, replies.answers[n], n in replies.denied, seconds) for n, subject in enumerate(subjects)]
+
+    # --- subscriptions ---
+
+    async def subscribe(self, subject: str, sink: Sink) -> int:
+        """sid. The server knows it when this returns. BusRefused if not permitted."""
+        subscription = await self.client.subscribe(subject)
+        self.client.sinks[subscription._id] = sink
+        await self.flush()
+        if subject.lower() in self._denied:
+            raise BusRefused(f"this NATS user may not subscribe to {subject}; allow its inbox prefix in the server's permissions")
+        return subscription._id
+
+    def unsubscribe(self, sid: int) -> None:
+        """Messages already on their way still reach the sink, until `forget`."""
+        self.client.leave(sid)
+
+    def forget(self, sid: int) -> None:
+        self.client.sinks.pop(sid, None)
+
+    async def flush(self, seconds: float = 2.0) -> bool:
+        """One round trip; False if it fails."""
+        if not self.client.is_connected:
+            return False
+        try:
+            await self.client.flush(timeout=seconds)  # type: ignore[arg-type]
+        except (NatsError, TimeoutError, OSError):
+            return False
+        return True
+
+    # --- nats-py's callbacks ---
+
+    async def on_error(self, error: Exception) -> None:
+        text = str(error) or type(error).__name__
+        self.last_error = text
+        low = text.lower()
+        if violation := _VIOLATION.search(low):
+            kind, subject = violation.groups()
+            log.warning("bus: not permitted", extra={"kind": kind, "subject": subject})
+            if kind == "subscription":
+                self._denied.add(subject)
+                return
+            for replies in list(self._open.values()):
+                replies.deny(subject)
+            for listener in list(self.listeners):
+                listener.refused(subject)
+        elif self._connecting and "authorization violation" in low:
+            raise BusRefused("NATS refuses these credentials; check user, password, token or the .creds file of the bus")
+        else:
+            log.debug("bus: %s", text)
+
+    async def on_lost(self) -> None:
+        self.up.clear()
+        if not self.client.is_closed:
+            log.warning("bus connection lost: events wait until it is back", extra={"error": self.last_error})
+        for replies in list(self._open.values()):
+            replies.end()
+        for listener in list(self.listeners):
+            listener.lost()
+
+    async def on_restored(self) -> None:
+        self.up.set()
+        log.info("bus connection restored", extra={"server": self.client.connected_url and self.client.connected_url.netloc})
+        kept, self._kept, self._kept_bytes = self._kept, [], 0
+        self.write(b"".join(kept))
+        for listener in list(self.listeners):
+            listener.restored()
+
+    async def on_closed(self) -> None:
+        self.up.clear()
+        self.closed.set()
+
+    def _reply(self, subject: bytes, reply: bytes, headers: bytes, data: bytes) -> None:
+        serial, _, position = subject.rpartition(b".r.")[2].partition(b".")
+        if replies := self._open.get(int(serial)):
+            replies.take(int(position), headers, data)
+
+
+@asynccontextmanager
+async def connect(urls: Iterable[str], name: str, access: Access, seconds: float) -> AsyncIterator[Connection]:
+    """Connected within `seconds`, or BusUnavailable. From then on it reconnects for ever; leaving the context closes it."""
+    client = WireClient()
+    connection = Connection(client, f"{access.inbox}.{secrets.token_hex(8)}")
+    servers = list(urls)
+    try:
+        try:
+            async with asyncio.timeout(seconds):
+                await client.connect(
+                    servers,
+                    name=name,
+                    error_cb=connection.on_error,
+                    disconnected_cb=connection.on_lost,
+                    reconnected_cb=connection.on_restored,
+                    closed_cb=connection.on_closed,
+                    max_reconnect_attempts=-1,  # the default closes the client for good after two minutes
+                    reconnect_time_wait=random.uniform(0.3, 0.8),  # type: ignore[arg-type]  # own pace a process: a restart is no stampede
+                    connect_timeout=2,
+                    ping_interval=10,
+                    max_outstanding_pings=2,
+                    user=access.user,
+                    password=access.password,
+                    token=access.token,
+                    user_credentials=access.credentials,
+                    tls=access.tls(),
+                    inbox_prefix=access.inbox,
+                )
+        except TimeoutError as e:
+            why = connection.last_error or "no answer"
+            raise BusUnavailable(f"no NATS server at {', '.join(map(_without_secret, servers))} within {seconds:g} s: {why}") from e
+        connection.up.set()
+        connection._connecting = False
+        await connection.subscribe(f"{connection.inbox}.r.>", connection._reply)
+        yield connection
+    finally:
+        connection.up.clear()
+        await client.close()
+
+
+def _without_secret(url: str) -> str:
+    return re.sub(r"//[^@/]*@", "//", url)

@@ -1,0 +1,55 @@
+"""One durable consumer as its reader sees it: what it has delivered, and what it may still deliver."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..bus import Delivery
+
+
+class Held(Delivery):
+    __slots__ = ("consumer", "size", "until")
+    consumer: Durable
+    size: int
+    until: float  # loop time: its lease ends
+
+
+class Durable:
+    """What one durable has delivered and may still deliver. asked: events requested and not yet here."""
+
+    __slots__ = ("asked", "busy", "heard", "not_before", "oversized", "partition", "requests", "source", "subject", "unsettled")
+
+    def __init__(self, stream: str, config: dict[str, Any]) -> None:
+        durable = config["durable_name"]
+        self.source = f"{stream}/{durable}"
+        self.subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
+        self.partition = config["max_ack_pending"] == 1
+        self.unsettled = 0
+        self.asked = 0
+        self.requests: dict[int, tuple[int, float]] = {}  # number: (events, when sent)
+        self.busy = False  # delivered during its last request
+        self.heard = 0.0
+        self.not_before = 0.0  # the server refused for now: no request until then
+        self.oversized = False  # a record is larger than MAX_PULL: ask for it alone, without a limit
+
+    def delivered(self, now: float) -> None:
+        self.heard = now
+        self.busy = True
+        self.oversized = False
+        self.unsettled += 1
+        if self.asked:
+            self.asked -= 1
+            if not self.asked:
+                self.requests.clear()
+
+    def ended(self, number: int | None, pending: int) -> None:
+        if number is None:
+            self.requests.clear()
+        else:
+            self.requests.pop(number, None)
+        self.asked = max(0, self.asked - pending) if self.requests else 0
+
+
+def nak(token: str, delay: float) -> str:
+    body = f'-NAK {{"delay":{int(delay * 1e9)}}}' if delay > 0 else "-NAK"
+    return f"PUB {token} {len(body)}\r\n{body}\r\n"

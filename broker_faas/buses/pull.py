@@ -1,0 +1,299 @@
+"""Delivery: standing pull requests on the durable consumers of one queue, all answered to one inbox.
+
+Credit: a request asks for so many events that what is unsettled and what is asked for stay within `prefetch`; it is renewed when
+half is used. Each durable has at least one place, so that a retry is never stuck behind a full queue of events; of the rest, the
+durables that delivered lately have equal shares. A partition of an ordered queue always has its one request standing:
+`max_ack_pending=1` lets the server push the next event into it as soon as the one before is settled.
+
+A request lives EXPIRES seconds at most, so one that got lost costs that long; all are renewed at once after a reconnect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from typing import Any
+
+from ..bus import Delivery, Queue
+from ..errors import BusError, BusRefused
+from ..layout import MAX_RECORD
+from .connection import Connection
+from .durable import Durable, Held, nak
+from .replies import not_permitted
+
+log = logging.getLogger(__name__)
+
+EXPIRES = 5.0  # seconds
+IN_A_ROW = 32  # events a request of a partition may bring, one after the other: fewer requests to send
+MAX_HELD = 16 << 20  # bytes unsettled above which no request is sent
+MAX_PULL = 4 << 20  # bytes one request may bring
+MIN_PULL = MAX_RECORD + (192 << 10)  # one record always fits: the server counts its headers, subject and reply too
+_PENDING = re.compile(rb"Nats-Pending-Messages: (\d+)")
+
+
+class PullSubscription:
+    """bus.Subscription on JetStream. Bytes held are bounded by MAX_HELD, plus one request or one record of each partition."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        queue: Queue,
+        consumers: Iterable[tuple[str, dict[str, Any]]],
+        prefetch: int,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
+        self._connection = connection
+        self._queue = queue
+        self._prefetch = prefetch
+        self._spawn = spawn
+        self._all = [Durable(stream, config) for stream, config in consumers]
+        self._by_name = {tuple(consumer.source.split("/")): consumer for consumer in self._all}
+        self._shared = [consumer for consumer in self._all if not consumer.partition]
+        self._thirsty = {consumer for consumer in self._all if consumer.partition}  # partitions without a request
+        self._held: dict[str, Held] = {}  # by token, next lease to end first
+        self._held_bytes = 0
+        self._new: list[tuple[bytes, bytes, bytes, bytes]] = []  # from this turn of the loop
+        self._ready: list[Delivery] = []
+        self._reader: asyncio.Future[None] | None = None
+        self._failure: BusRefused | None = None
+        self._stopped = False
+        self._requests = 0
+        self._inbox = connection.fresh_inbox()
+        self._sid = 0
+        self._loop = asyncio.get_running_loop()
+
+    async def start(self) -> None:
+        self._sid = await self._connection.subscribe(f"{self._inbox}.*", self._arrived)
+        self._connection.listeners.add(self)
+        self._pull()
+
+    # --- bus.Subscription ---
+
+    @property
+    def prefetch(self) -> int:
+        return self._prefetch
+
+    @prefetch.setter
+    def prefetch(self, prefetch: int) -> None:
+        self._prefetch = prefetch
+        self._pull()
+
+    def __aiter__(self) -> AsyncIterator[list[Delivery]]:
+        return self
+
+    async def __anext__(self) -> list[Delivery]:
+        while not self._ready:
+            if self._failure:
+                raise self._failure
+            if self._stopped:
+                raise StopAsyncIteration
+            self._reader = self._loop.create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        batch, self._ready = self._ready, []
+        return batch
+
+    def settle(self, done: Iterable[Delivery], again: Iterable[tuple[Delivery, float]] = (), renew: Iterable[Delivery] = ()) -> None:
+        frames = []
+        for delivery in done:
+            self._release(delivery.token)
+            frames.append(f"PUB {delivery.token} 4\r\n+ACK\r\n")
+        for delivery, delay in again:
+            self._release(delivery.token)
+            frames.append(nak(delivery.token, delay))
+        until = self._loop.time() + self._queue.ack_wait
+        for delivery in renew:
+            frames.append(f"PUB {delivery.token} 4\r\n+WPI\r\n")
+            if held := self._held.pop(delivery.token, None):
+                held.until = until
+                self._held[delivery.token] = held
+        acks = "".join(frames)
+        if not self._connection.write((acks + self._requests_now()).encode()):
+            self._connection.keep(acks.encode())
+
+    def stop(self) -> None:
+        if not self._stopped:
+            self._flush()
+            self._stopped = True
+            # Which also ends the requests: the server sees that nobody listens, and takes back what it had on its way to us.
+            self._connection.unsubscribe(self._sid)
+            self._wake()
+
+    async def close(self) -> None:
+        """After stop(): hands back what nobody read, and what was on its way."""
+        self._connection.listeners.discard(self)
+        await self._connection.flush()
+        self._connection.forget(self._sid)
+        self.settle((), [(delivery, 0.0) for delivery in self._ready])
+        self._ready = []
+
+    # --- in ---
+
+    def _arrived(self, subject: bytes, reply: bytes, headers: bytes, data: bytes) -> None:
+        if self._stopped:
+            if reply:
+                self._connection.write(nak(reply.decode(), 0.0).encode())
+            return
+        if not self._new:
+            self._loop.call_soon(self._flush)
+        self._new.append((subject, reply, headers, data))
+
+    def _flush(self) -> None:
+        """What one read of the socket brought becomes one batch, answered in one write."""
+        new, self._new = self._new, []
+        now = self._loop.time()
+        until = now + self._queue.ack_wait
+        for subject, reply, headers, data in new:
+            if not reply:
+                self._status(subject, headers, now)
+                continue
+            token = reply.decode()
+            # $JS.ACK.{stream}.{durable}.{deliveries}.{stream seq}.{consumer seq}.{time}.{pending}; with .{domain}.{account} after ACK
+            # and .{random} at the end where JetStream domains are in use
+            parts = token.split(".")
+            stream, durable, deliveries, seq, _, stored_at = parts[2:8] if len(parts) == 9 else parts[4:10]
+            consumer = self._by_name[stream, durable]
+            held = Held(subject.decode(), headers[10:-2], data, int(seq), int(deliveries), int(stored_at) / 1e9, consumer.source, token)
+            held.consumer = consumer
+            held.until = until
+            self._held[token] = held
+            held.size = len(headers) + len(data)
+            self._held_bytes += held.size
+            self._ready.append(held)
+            consumer.delivered(now)
+            if consumer.partition and not consumer.asked:
+                self._thirsty.add(consumer)
+        if new:
+            self._wake()
+            self._pull()
+
+    def _wake(self) -> None:
+        if self._reader and not self._reader.done():
+            self._reader.set_result(None)
+
+    def _release(self, token: str) -> None:
+        held = self._held.pop(token, None)
+        if held:
+            held.consumer.unsettled -= 1
+            self._held_bytes -= held.size
+
+    # --- requests ---
+
+    def _pull(self) -> None:
+        if requests := self._requests_now():
+            self._connection.write(requests.encode())
+
+    def _requests_now(self) -> str:
+        """The frames of every request that is due."""
+        if self._stopped or self._failure or self._prefetch < 1 or self._held_bytes >= MAX_HELD or not self._connection.up.is_set():
+            return ""
+        now = self._loop.time()
+        frames = []
+        for consumer in [c for c in self._thirsty if c.not_before <= now]:
+            frames.append(self._request(consumer, IN_A_ROW, now))
+            self._thirsty.discard(consumer)
+        busy = sum(c.busy for c in self._shared)
+        share = max(1, (self._prefetch - (len(self._shared) - busy)) // max(1, busy))
+        room = self._prefetch - sum(max(1, c.unsettled + c.asked) for c in self._shared)
+        for consumer in self._shared:
+            used = consumer.unsettled + consumer.asked
+            want = share if consumer.busy else 1
+            batch = min(want - used, room + (not used))
+            if not used:
+                batch = max(1, batch)
+            if consumer.not_before <= now and batch > 0 and (not consumer.asked or batch * 2 >= want):
+                frames.append(self._request(consumer, batch, now))
+                room -= batch - (not used)
+        return "".join(frames)
+
+    def _request(self, consumer: Durable, batch: int, now: float) -> str:
+        self._requests += 1
+        limit = f',"max_bytes":{max(MIN_PULL, min(MAX_PULL, (MAX_HELD - self._held_bytes) // 2))}'
+        if consumer.oversized:
+            batch, limit = 1, ""
+        body = f'{{"batch":{batch},"expires":{int(EXPIRES * 1e9)}{limit}}}'
+        consumer.asked += batch
+        consumer.requests[self._requests] = batch, now
+        reply = f"{self._inbox}.{self._all.index(consumer)}-{self._requests}"
+        return f"PUB {consumer.subject} {reply} {len(body)}\r\n{body}\r\n"
+
+    def _status(self, subject: bytes, headers: bytes, now: float) -> None:
+        """The server ends a request: `NATS/1.0 408 Request Timeout` and the like."""
+        which, _, number = subject.rpartition(b".")[2].partition(b"-")
+        consumer = self._all[int(which)]
+        line = headers[9:].split(b"\r\n", 1)[0].decode()
+        code, low = line[:3], line.lower()
+        if code == "100":
+            return
+        if request := consumer.requests.get(int(number)):
+            found = _PENDING.search(headers)
+            consumer.ended(int(number), int(found[1]) if found else 0)
+            in_vain = consumer.heard < request[1]
+            consumer.busy = consumer.busy and not (in_vain and code == "408")
+            consumer.oversized = in_vain and "message size" in low
+        if "consumer deleted" in low:
+            self._fail(self._gone())
+        elif code == "503" or "leadership" in low or "shutdown" in low:
+            consumer.ended(None, 0)
+            consumer.not_before = now + 0.5
+            if code == "503":
+                self._spawn(self._verify(consumer))
+        elif code != "408" and "message size" not in low and "batch completed" not in low:
+            log.warning("bus: pull request refused; trying again", extra={"source": consumer.source, "status": line})
+            consumer.not_before = now + 1.0
+        if consumer.partition and not consumer.asked:
+            self._thirsty.add(consumer)
+
+    async def _verify(self, consumer: Durable) -> None:
+        """Nobody answers its requests: is it gone, or JetStream not there yet?"""
+        try:
+            await self._connection.api(consumer.subject.removeprefix("$JS.API.").replace("MSG.NEXT", "INFO"))
+        except BusRefused as e:
+            self._fail(self._gone() if e.code in (10014, 10059) else e)
+        except BusError as e:
+            log.debug("bus: %s", e)
+
+    def tick(self) -> None:
+        """Twice a second: leases that ended make room, requests that got no answer are forgotten and sent again."""
+        now = self._loop.time()
+        while self._held and (first := next(iter(self._held.values()))).until <= now:
+            self._release(first.token)
+        for consumer in self._all:
+            for number in [n for n, (_, sent) in consumer.requests.items() if sent + EXPIRES + 1 < now]:
+                consumer.requests.pop(number)
+                consumer.asked = min(consumer.asked, sum(batch for batch, _ in consumer.requests.values()))
+            if consumer.partition and not consumer.asked:
+                self._thirsty.add(consumer)
+        self._pull()
+
+    # --- connection.Listener ---
+
+    def lost(self) -> None:
+        for consumer in self._all:
+            consumer.ended(None, 0)
+            if consumer.partition:
+                self._thirsty.add(consumer)
+
+    def restored(self) -> None:
+        self._pull()
+
+    def refused(self, subject: str) -> None:
+        for consumer in self._all:
+            durable = consumer.source.replace("/", ".").lower()
+            if subject == consumer.subject.lower() or (subject.startswith("$js.ack.") and f".{durable}." in subject):
+                self._fail(not_permitted(f"{subject}, which queue {self._queue.name} needs"))
+
+    def _gone(self) -> BusRefused:
+        return BusRefused(
+            f"queue {self._queue.name} was deleted on the bus while it was served; what it had not handled is no longer addressed to it. "
+            "Start the worker again to make a new queue, or take the function out of the project",
+            10014,
+        )
+
+    def _fail(self, error: BusRefused) -> None:
+        self._failure = self._failure or error
+        self._wake()

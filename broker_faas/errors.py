@@ -1,0 +1,103 @@
+"""Every error of the library, as one tree: its type says what happens next.
+
+FaasError
+├── ConfigError        the user mends a file or an option; exit 78
+├── EventError         this event can never be accepted: refused at the edge, dead letter on the bus
+│   ├── EventInvalid       breaks a rule of CloudEvents 1.0.2, or is no event at all
+│   ├── TopicInvalid       is no dot-separated topic
+│   └── EventTooLarge      more bytes than the bus takes
+├── BusError           the bus's answer, not the event's fault
+│   ├── BusUnavailable     try again later; nothing is known to be stored; exit 75
+│   ├── BusFull            no space: back-pressure, try again when the reaper has freed some; exit 75
+│   └── BusRefused         permissions or a missing stream: an operator mends it; exit 78
+├── ExecutorError      user code ended without an outcome: one failed attempt
+│   ├── ExecutorCrashed    exit code or signal
+│   └── ProtocolError      bytes on the socket that are no frame
+├── Retry              raised by a function: run me again
+└── Reject             raised by a function: dead letter now
+"""
+
+from __future__ import annotations
+
+
+class FaasError(Exception):
+    """Root of the tree. str(error) says what, where and what to do."""
+
+
+class ConfigError(FaasError):
+    """A file, option or function declaration that cannot be used. Never retried."""
+
+
+class EventError(FaasError):
+    """This event can never be accepted; sending it again does not help."""
+
+
+class EventInvalid(EventError):
+    """Breaks a rule of CloudEvents 1.0.2; the message names the attribute and the rule."""
+
+
+class TopicInvalid(EventError):
+    """Not a dot-separated topic."""
+
+
+class EventTooLarge(EventError):
+    """size, limit: bytes."""
+
+    def __init__(self, size: int, limit: int, what: str = "event") -> None:
+        super().__init__(
+            f"{what} of {size:,} bytes exceeds the bus limit of {limit:,}; "
+            "store the data elsewhere and send a reference (CloudEvents 'dataref')"
+        )
+        self.size, self.limit = size, limit
+
+
+class BusError(FaasError):
+    """The bus's answer, not the event's fault."""
+
+
+class BusUnavailable(BusError):
+    """Not reachable or not answering. What was sent may or may not be stored: send it again with the same id."""
+
+
+class BusFull(BusError):
+    """No space left for this kind of event; nothing was stored."""
+
+
+class BusRefused(BusError):
+    """The server says no: permissions, a missing stream, a limit. code: JetStream's err_code, 0 if none."""
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ExecutorError(FaasError):
+    """User code ended without an outcome."""
+
+
+class ExecutorCrashed(ExecutorError):
+    """reason: 'exit code 3', 'SIGSEGV', …"""
+
+
+class ProtocolError(ExecutorError):
+    """Bytes on the executor's socket that are no frame of docs/reference/executor-protocol.md."""
+
+
+class Retry(FaasError):
+    """Raised by a function: run this event again. Counts as an attempt.
+
+    after: seconds from now; None leaves it to the function's RetryPolicy.
+    """
+
+    def __init__(self, reason: str = "", *, after: float | None = None) -> None:
+        if after is not None and not 0 <= after <= 30 * 86400:
+            raise ValueError(f"Retry(after={after}) must lie between 0 and 30 days (2,592,000 seconds)")
+        super().__init__(reason or "the function asked for another attempt")
+        self.after = after
+
+
+class Reject(FaasError):
+    """Raised by a function: this event can never succeed; it becomes a dead letter at once."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)

@@ -1,0 +1,89 @@
+"""The life of every process: signals, drain, grace, abort; once for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+
+log = logging.getLogger(__name__)
+
+Service = Callable[[asyncio.Event], Awaitable[None]]
+"""Runs until the event is set, then finishes what it holds and returns. Cancelled: lets go at once, losing nothing."""
+
+
+class Aborted(Exception):
+    """A second signal came: services were cancelled before they had finished. Nothing is lost: the bus redelivers."""
+
+
+async def run(*services: Service, grace: float = 25.0, stop: asyncio.Event | None = None) -> None:
+    """Run services until one returns, fails, or a SIGTERM or SIGINT comes.
+
+    First signal: every service drains; after `grace` seconds it is cancelled and hands back what it holds. Second signal:
+    cancelled at once; raises Aborted. A service that returns or fails ends the others; its error is raised. Main thread only.
+    """
+    stop = stop or asyncio.Event()
+    cancelled = aborted = False
+    loop = asyncio.get_running_loop()
+    main = asyncio.current_task()
+    assert main is not None
+    overtime: asyncio.TimerHandle | None = None
+    failures: list[Exception] = []
+
+    def cancel(why: str) -> None:
+        nonlocal cancelled
+        if not cancelled:
+            cancelled = True
+            log.warning("what is not finished is handed back", extra={"why": why})
+            main.cancel()
+
+    def drain(why: str) -> None:
+        nonlocal overtime
+        log.info("drain", extra={"why": why, "grace_s": grace})
+        stop.set()
+        overtime = overtime or loop.call_later(grace, cancel, f"grace of {grace:g} s is over")
+
+    def on_signal(signum: int) -> None:
+        nonlocal aborted
+        name = signal.Signals(signum).name
+        if overtime:
+            aborted = True
+            cancel(f"second signal ({name})")
+        else:
+            drain(name)
+
+    async def serve(service: Service) -> None:
+        try:
+            await service(stop)
+        except Exception as error:
+            failures.append(error)  # raised below: the others drain first
+        if not overtime:
+            drain("a service ended")
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, on_signal, signum)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for service in services:
+                group.create_task(serve(service))
+    except asyncio.CancelledError:
+        if not cancelled:
+            raise
+        main.uncancel()
+        if aborted:
+            raise Aborted from None
+    finally:
+        if overtime:
+            overtime.cancel()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(signum)
+    if failures:
+        raise first(failures[0])
+
+
+def first(error: BaseException) -> BaseException:
+    """The first leaf of nested exception groups: what a person wants to read."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,81 @@
+"""A TOML file as a table, and the line of each of its keys (tomllib does not tell)."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+LARGEST = 1 << 20  # bytes
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    """(the table, line of each key and table header by its path). Raises ConfigError naming file, and line where there is one."""
+    text = _text(path)
+    try:
+        return tomllib.loads(text), lines(text)
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply.") from None
+    except ValueError as error:  # TOMLDecodeError, or a number with thousands of digits
+        line, what = len(text.splitlines()), str(error).removesuffix(" (at end of document)")
+        if match := re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", what, re.DOTALL):
+            line, what = int(match[2]), match[1]
+        if what == "Cannot overwrite a value":
+            what = "a key is given twice"
+        raise ConfigError(f"{path}:{line}: no valid TOML: {what}") from None
+
+
+def _text(path: Path) -> str:
+    """A byte order mark is dropped; line ends are \\n."""
+    try:
+        # Without O_NONBLOCK a FIFO would wait for a writer.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError(f"{path} is no regular file.")
+            raw = file.read(LARGEST + 1)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    if len(raw) > LARGEST:
+        raise ConfigError(f"{path} has more than {LARGEST:,} bytes. A configuration is smaller; is it the right file?")
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in raw[:64]:
+        raise ConfigError(f"{path} is UTF-16 or binary. Save it as UTF-8.")
+    try:
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: byte 0x{raw[error.start]:02x} is no UTF-8. Save the file as UTF-8.") from None
+
+
+_PART = r"""(?:"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|[A-Za-z0-9_-]+)"""
+_STATEMENT = re.compile(rf"[ \t]*(?P<table>\[\[?)?[ \t]*(?P<key>{_PART}(?:[ \t]*\.[ \t]*{_PART})*)[ \t]*[\]=]")
+_TOKEN = re.compile(
+    r'''(?P<skip>\#[^\n]*|"""(?:[^\\]|\\.)*?"{3,5}|\'\'\'.*?'{3,5}|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')|(?P<open>[\[{])|(?P<close>[\]}])|.''',
+    re.DOTALL,
+)
+
+
+def lines(text: str) -> dict[tuple[str, ...], int]:
+    """Line (from 1) of each key and table header, by its path. Text that tomllib accepts; keys inside inline tables are left out."""
+    found: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()
+    line, depth, begins = 1, 0, True
+    position = 0
+    while position < len(text):
+        if begins and (statement := _STATEMENT.match(text, position)):
+            path = tuple(part.strip("\"'") for part in re.findall(_PART, statement["key"]))
+            if statement["table"]:
+                table = path
+            found.setdefault(path if statement["table"] else table + path, line)
+        begins = False
+        token = _TOKEN.match(text, position)
+        assert token is not None  # the last alternative takes any character
+        position = token.end()
+        depth += bool(token["open"]) - bool(token["close"])
+        line += token[0].count("\n")
+        begins = token[0] == "\n" and depth == 0
+    return found

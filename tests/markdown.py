@@ -1,0 +1,35 @@
+"""The code blocks of a Markdown file, so that tests run what readers type."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Block(NamedTuple):
+    """```` ```language word word ````: words say what a test does with it; a browser shows nothing of them."""
+
+    language: str
+    words: tuple[str, ...]
+    text: str
+    line: int
+
+
+def blocks(path: Path) -> list[Block]:
+    found = []
+    text = path.read_text()
+    for match in re.finditer(r"^```(\S*) *(.*)\n((?s:.*?))^```$", text, re.MULTILINE):
+        found.append(Block(match[1], tuple(match[2].split()), match[3], text[: match.start()].count("\n") + 1))
+    return found
+
+
+def looks_like(shown: str, real: str) -> bool:
+    """Whether what was printed is what the text shows: `…` stands for anything within a line, a line `…` for any lines."""
+    pattern = ""
+    for line in shown.strip().splitlines():
+        words = r"\s+".join(re.escape(word).replace("…", ".*?") for word in line.split())
+        pattern += r"(?s:.*?)" if line.strip() == "…" else rf"[^\S\n]*{words}[^\S\n]*\n"
+    return re.search(rf"(?m)^{pattern}", real.rstrip() + "\n") is not None

@@ -1,0 +1,313 @@
+"""Who runs what, how many executors there are, and whom a crash is charged to. With executors that are only remembered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from broker_faas.decide import CRASHED, OK, TIMEOUT
+from broker_faas.errors import ExecutorCrashed
+from broker_faas.function import RetryPolicy, Spec
+from broker_faas.workers import dispatch
+from broker_faas.workers.dispatch import Pool
+from broker_faas.workers.executor import Call, Exit, Group, Outcome
+from tests.helpers import eventually
+
+
+class FakeExecutor:
+    """What Pool uses of an Executor, without a process."""
+
+    def __init__(self) -> None:
+        self.inflight: dict[int, Call] = {}
+        self.started: dict[int, float] = {}
+        self.paused = False
+        self.events = 0
+        self.killed = self.drained = False
+        self.frames: list[list[int]] = []
+
+    def run(self, calls: list[Call]) -> None:
+        self.frames.append([call.id for call in calls])
+        self.inflight |= {call.id: call for call in calls}
+
+    @property
+    def inflight_bytes(self) -> int:
+        return sum(len(call.data) for call in self.inflight.values())
+
+    def running(self) -> dict[int, float]:
+        return self.started
+
+    def kill(self, why: str) -> None:
+        self.killed = True
+
+    def drain(self) -> None:
+        self.drained = True
+
+
+def spec(**changes: Any) -> Spec:
+    fields: dict[str, Any] = {
+        "name": "f", "module": "m", "version": "0" * 12, "topics": ("a",), "sends": None, "timeout": 5.0, "concurrency": 4, "sync": False,
+        "ordered": 0, "on_failure": "dead", "start": "new", "was": None, "retry": RetryPolicy(), "doc": "",
+    }  # fmt: skip
+    return Spec(**fields | changes)
+
+
+class Bench:
+    """A pool, the executors it forked, and what it settled."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, *, size: int = 2, **changes: Any) -> None:
+        function = spec(**changes)
+        self.executors: list[FakeExecutor] = []
+        self.settled: list[tuple[int, int, str]] = []
+        self.failures = 0
+        group = Group(name="g", functions=[function], env={}, sync=function.sync)
+        self.pool = Pool(group, size, self.fork, self.settle, tasks)
+
+    async def fork(self, group: Group, pool: Pool) -> Any:
+        if self.failures:
+            self.failures -= 1
+            raise ExecutorCrashed("its lifespan failed")
+        self.executors.append(FakeExecutor())
+        return self.executors[-1]
+
+    def settle(self, pairs: list[tuple[Call, Outcome]]) -> None:
+        self.settled += [(call.id, outcome.status, outcome.reason) for call, outcome in pairs]
+
+    def submit(self, *ids: int, alone: bool = False, size: int = 0) -> None:
+        self.pool.submit([Call(id, 0, "a", 1, b"", b"x" * size) for id in ids], alone=alone)
+
+    def finish(self, executor: FakeExecutor, *ids: int) -> None:
+        calls = [executor.inflight.pop(id) for id in ids]
+        self.pool.outcomes(executor, [(call, Outcome(call.id, OK, "", "", None, [])) for call in calls])  # type: ignore[arg-type]
+
+    def die(self, executor: FakeExecutor, *running: int, reason: str = "SIGSEGV", zygote_died: bool = False) -> None:
+        self.pool.exited(executor, Exit(reason, set(running), zygote_died, ""))  # type: ignore[arg-type]
+
+    async def forked(self, n: int) -> None:
+        await eventually(lambda: len(self.executors) == n)
+
+
+@pytest.fixture
+def bench() -> Any:
+    @asynccontextmanager
+    async def make(**changes: Any) -> AsyncIterator[Bench]:
+        async with asyncio.TaskGroup() as tasks:
+            yield Bench(tasks, **changes)
+
+    return make
+
+
+async def test_a_pool_is_empty_until_its_first_event(bench: Any) -> None:
+    async with bench() as b:
+        b.pool.tick(monotonic())
+
+        assert [] == b.executors
+
+        b.submit(1)
+        await b.forked(1)
+
+        assert [[1]] == b.executors[0].frames
+
+
+async def test_an_executor_holds_no_more_than_it_overlaps_until_its_rate_is_known(bench: Any) -> None:
+    async with bench(size=1, concurrency=4) as b:
+        b.submit(*range(1, 11))
+        await b.forked(1)
+
+        assert [[1, 2, 3, 4]] == b.executors[0].frames
+
+        b.finish(b.executors[0], 1, 2)
+
+        assert [5, 6] == b.executors[0].frames[1]
+
+
+async def test_a_fast_executor_gets_many_events_a_frame(bench: Any) -> None:
+    async with bench(size=1, concurrency=4) as b:
+        b.pool.rate = 10_000.0
+        b.submit(*range(1, 401))
+        await b.forked(1)
+
+        assert 400 == len(b.executors[0].frames[0])
+
+
+async def test_a_pool_grows_when_calls_wait_and_not_beyond_its_size(bench: Any) -> None:
+    async with bench(size=2, concurrency=1) as b:
+        b.submit(1, 2, 3)
+        await b.forked(1)
+        b.pool.tick(monotonic() + dispatch.GROW_AFTER * 2)
+        await b.forked(2)
+        b.pool.tick(monotonic() + dispatch.GROW_AFTER * 4)
+        await asyncio.sleep(0)
+
+        assert [[[1]], [[2]]] == [executor.frames for executor in b.executors]
+
+
+async def test_an_idle_executor_ends(bench: Any) -> None:
+    async with bench() as b:
+        b.submit(1)
+        await b.forked(1)
+        b.finish(b.executors[0], 1)
+        b.pool.tick(monotonic() + dispatch.IDLE + 1)
+        b.die(b.executors[0], reason="drained")
+
+        assert (True, []) == (b.executors[0].drained, b.pool.executors)
+
+
+async def test_a_worn_executor_finishes_what_it_has_and_gets_nothing_new(bench: Any) -> None:
+    async with bench(size=1) as b:
+        b.pool._recycle_events = 10
+        b.submit(1, 2)
+        await b.forked(1)
+        b.executors[0].events = 10
+        b.pool.tick(monotonic())
+        b.submit(3)
+        await b.forked(2)
+        b.finish(b.executors[0], 1, 2)
+
+        assert (True, [[1, 2]], [[3]]) == (b.executors[0].drained, b.executors[0].frames, b.executors[1].frames)
+
+
+async def test_a_crash_is_charged_to_the_one_call_that_ran_and_its_neighbours_run_again(bench: Any) -> None:
+    async with bench(size=1) as b:
+        b.submit(1, 2, 3)
+        await b.forked(1)
+        b.die(b.executors[0], 2)
+        await b.forked(2)
+
+        assert [(2, CRASHED, "executor ended while running it: SIGSEGV")] == b.settled
+        assert [[1, 3]] == b.executors[1].frames
+
+
+async def test_when_several_ran_none_is_charged_and_each_runs_alone(bench: Any) -> None:
+    async with bench(size=1) as b:
+        b.submit(1, 2, 3)
+        await b.forked(1)
+        b.die(b.executors[0], 1, 2)
+        await eventually(lambda: sum(len(e.inflight) for e in b.executors[1:]) == 3)
+
+        assert [] == b.settled
+        assert [[1], [2], [3]] == sorted(frame for e in b.executors[1:] for frame in e.frames)
+
+
+async def test_a_suspect_that_crashes_alone_is_charged(bench: Any) -> None:
+    async with bench(size=1) as b:
+        b.submit(7, alone=True)
+        await b.forked(1)
+        b.die(b.executors[0])
+
+        assert [(7, CRASHED, "executor ended while running it: SIGSEGV")] == b.settled
+
+
+async def test_nothing_is_charged_when_the_zygote_dies(bench: Any) -> None:
+    async with bench(size=1) as b:
+        b.submit(1, 2)
+        await b.forked(1)
+        b.die(b.executors[0], 1, zygote_died=True)
+        await b.forked(2)
+
+        assert ([], [[1, 2]]) == (b.settled, b.executors[1].frames)
+
+
+async def test_a_call_past_its_deadline_is_killed_after_two_seconds_and_charged_as_a_timeout(bench: Any) -> None:
+    async with bench(size=1, timeout=5.0) as b:
+        b.submit(1, 2)
+        await b.forked(1)
+        executor = b.executors[0]
+        now = monotonic()
+        executor.started = {1: now - 6.9, 2: now - 1}
+        b.pool.tick(now)
+
+        assert not executor.killed
+
+        executor.started = {1: now - 7.1, 2: now - 1}
+        b.pool.tick(now)
+
+        assert executor.killed
+
+        b.die(executor, 1, 2, reason="SIGKILL")
+        await b.forked(2)
+
+        assert [(1, TIMEOUT)] == [(id, status) for id, status, _ in b.settled]
+        assert [[2]] == b.executors[1].frames
+
+
+async def test_an_executor_that_dies_with_nothing_running_is_not_forked_again_at_once(bench: Any) -> None:
+    async with bench(size=1) as b:
+        b.submit(1)
+        await b.forked(1)
+        b.die(b.executors[0])
+        b.pool.tick(monotonic() + 0.1)
+        await asyncio.sleep(0)
+
+        assert (1, []) == (len(b.executors), b.settled)
+
+
+async def test_an_executor_that_cannot_start_is_tried_again_later(bench: Any) -> None:
+    async with bench(size=1) as b:
+        b.failures = 1
+        b.submit(1)
+        await eventually(lambda: b.failures == 0)
+        b.pool._not_before = 0.0  # the back-off is over
+        b.pool.tick(monotonic() + 1)
+        await b.forked(1)
+
+        assert [[1]] == b.executors[0].frames
+
+
+async def test_what_one_executor_holds_is_bounded_in_bytes(bench: Any) -> None:
+    async with bench(size=1, concurrency=100) as b:
+        b.submit(*range(1, 21), size=1 << 20)
+        await b.forked(1)
+
+        assert 8 == len(b.executors[0].inflight)
+
+
+async def test_one_call_larger_than_the_byte_window_still_runs(bench: Any) -> None:
+    async with bench(size=1) as b:
+        b.submit(1, size=dispatch.WINDOW_BYTES + 1)
+        await b.forked(1)
+
+        assert [[1]] == b.executors[0].frames
+
+
+async def test_suspects_on_a_busy_pool_leave_it_no_larger_than_before(bench: Any) -> None:
+    async with bench(size=1) as b:
+        b.submit(*range(1, 100))
+        await b.forked(1)
+        for suspect in range(1001, 1011):
+            b.submit(suspect, alone=True)
+            await eventually(lambda: any(max(e.inflight, default=0) > 1000 for e in b.executors))
+            executor = next(e for e in b.executors if suspect in e.inflight)
+            b.finish(executor, suspect)
+
+        assert 1 == sum(not executor.drained for executor in b.executors)
+
+
+async def test_a_call_that_answers_while_it_is_killed_for_its_deadline_leaves_no_one_to_charge(bench: Any) -> None:
+    async with bench(size=1, timeout=5.0) as b:
+        b.submit(1, 2)
+        await b.forked(1)
+        executor = b.executors[0]
+        now = monotonic()
+        executor.started = {1: now - 7.1, 2: now - 1}
+        b.pool.tick(now)
+        b.finish(executor, 1)
+        b.die(executor, 2, reason="deadline")
+        await b.forked(2)
+
+        assert [(1, OK)] == [(id, status) for id, status, _ in b.settled]
+        assert [[2]] == b.executors[1].frames
+
+
+async def test_what_an_executor_says_after_its_pool_was_killed_counts_no_more(bench: Any) -> None:
+    async with bench(size=1) as b:
+        b.submit(1)
+        await b.forked(1)
+        b.pool.kill("the worker stops")
+        b.finish(b.executors[0], 1)
+
+        assert [] == b.settled

@@ -1,0 +1,89 @@
+"""Frames: whatever way the bytes are cut, and whatever they are."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker_faas.errors import ProtocolError
+from broker_faas.workers.frames import (
+    MAX_FRAME,
+    About,
+    Done,
+    Drain,
+    Failed,
+    Log,
+    Outcome,
+    Ready,
+    Run,
+    Splitter,
+    ToWorker,
+    decode_for_executor,
+    decode_for_worker,
+    encode,
+)
+
+OUTCOME = Outcome(7, 2, "later", "", 1.5, [("a.b", {"id": "1"}, b"x"), ("a.b", {"id": "2"}, None)])
+
+
+@pytest.mark.parametrize("frame", [Ready(About(7, ["f"])), Done([1, 2], [OUTCOME]), Log([(1, "stdout", "é")]), Failed("why", "where")])
+def test_what_an_executor_encodes_the_worker_decodes(frame: ToWorker) -> None:
+    assert decode_for_worker(bytes(encode(frame))[4:]) == frame
+
+
+@pytest.mark.parametrize("frame", [Run([(1, 0, "t", 1, b"h", b"d")]), Drain()])
+def test_what_the_worker_encodes_an_executor_decodes(frame: Run | Drain) -> None:
+    assert decode_for_executor(bytes(encode(frame))[4:]) == frame
+
+
+def test_the_wire_is_an_array_that_begins_with_the_kind() -> None:
+    """Bytes as the reference page has them."""
+    assert bytes(encode(Done([1], []))) == b"\x00\x00\x00\x09\x93\xa4done\x91\x01\x90"
+    assert bytes(encode(Drain())) == b"\x00\x00\x00\x07\x91\xa5drain"
+
+
+@given(st.lists(st.binary(max_size=40), max_size=8), st.integers(1, 11))
+def test_frames_come_out_whole_however_the_stream_is_cut(bodies: list[bytes], width: int) -> None:
+    stream = b"".join(len(body).to_bytes(4, "big") + body for body in bodies)
+    splitter = Splitter()
+    found = [body for i in range(0, len(stream), width) for body in splitter.feed(stream[i : i + width])]
+
+    assert found == bodies
+
+
+def test_a_length_beyond_the_limit_is_refused_before_its_bytes_come() -> None:
+    with pytest.raises(ProtocolError, match="announces 33,554,433 bytes; the limit is 33,554,432"):
+        Splitter().feed((MAX_FRAME + 1).to_bytes(4, "big"))
+
+
+def test_a_frame_that_is_too_large_is_not_sent() -> None:
+    with pytest.raises(ProtocolError, match="the limit is 33,554,432"):
+        encode(Run([(1, 0, "t", 1, b"", bytes(MAX_FRAME))]))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xc1",
+        b"\x90",
+        b"\x91\xa5bogus",
+        b"\x93\xa4done\x91\xa1x\x90",  # an id that is text
+        b"\x93\xa4done\x91\x01\x91\x91\x01",  # an outcome with one field
+        b"\x93\xa4done\xdd\xff\xff\xff\xff\x90",  # 2³² ids announced
+        b"\x92\xa3log" + b"\x91" * 100_000,
+        b"\x92\xa3log\x91\x93\x01\xa1x\xa1\xff",  # no UTF-8
+    ],
+)
+def test_garbage_is_a_protocol_error(body: bytes) -> None:
+    with pytest.raises(ProtocolError, match="not a frame of the executor protocol"):
+        decode_for_worker(body)
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_a_frame_or_a_protocol_error(body: bytes) -> None:
+    try:
+        decode_for_worker(body)
+    except ProtocolError as error:
+        assert "not a frame" in str(error)  # noqa: PT017

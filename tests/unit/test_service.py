@@ -1,0 +1,93 @@
+"""Signals, drain, grace and abort of every process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from broker_faas.service import Aborted, run
+
+
+async def test_a_first_signal_lets_a_service_finish_what_it_holds() -> None:
+    finished = False
+
+    async def service(stop: asyncio.Event) -> None:
+        nonlocal finished
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stop.wait()
+        await asyncio.sleep(0)
+        finished = True
+
+    await run(service)
+
+    assert finished
+
+
+async def test_a_second_signal_cancels_and_raises() -> None:
+    cancelled = False
+
+    async def service(stop: asyncio.Event) -> None:
+        nonlocal cancelled
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stop.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
+
+    with pytest.raises(Aborted):
+        await run(service)
+
+    assert cancelled
+
+
+async def test_when_the_grace_is_over_services_are_cancelled_and_that_is_a_normal_end() -> None:
+    cancelled = False
+
+    async def service(stop: asyncio.Event) -> None:
+        nonlocal cancelled
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
+
+    await run(service, grace=0.01)
+
+    assert cancelled
+
+
+async def test_a_service_that_fails_drains_the_others_and_its_error_is_raised() -> None:
+    drained = False
+
+    async def fails(stop: asyncio.Event) -> None:
+        raise RuntimeError("bad")
+
+    async def drains(stop: asyncio.Event) -> None:
+        nonlocal drained
+        try:
+            await stop.wait()
+        finally:
+            drained = True
+
+    with pytest.raises(RuntimeError, match="bad"):
+        await run(fails, drains)
+
+    assert drained
+
+
+async def test_signal_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    async def service(stop: asyncio.Event) -> None:
+        return
+
+    await run(service)
+
+    assert before == signal.getsignal(signal.SIGTERM)

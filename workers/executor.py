@@ -1,0 +1,377 @@
+"""Executor: a process that runs user code, as the worker sees it. Nothing that it sends is trusted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import NamedTuple, Protocol, cast
+
+from ..decide import OK, TIMEOUT
+from ..errors import ExecutorError, ProtocolError
+from ..function import Spec
+from .frames import SLOTS, VERSION, Done, Drain, Failed, Hello, Log, Ready, Run, Setup, Splitter, decode_for_worker, encode
+from .frames import Outcome as Outcome
+from .page import Page
+
+HIGH_WATER = 4 << 20  # bytes not taken yet by an executor, above which it is `paused`
+OUTPUT_RATE = 64 << 10  # bytes a second of output outside of calls (C code, subprocesses); the rest is read and dropped
+MAX_REASON = 1000  # characters; MAX_DETAIL likewise: what a dead letter could keep at most
+MAX_DETAIL = 16 << 10
+MAX_AFTER = 30 * 86400.0
+
+
+class Call:
+    """One event for one function. id: unique in this worker, not 0. Subclasses may hang anything on it."""
+
+    __slots__ = ("attempt", "data", "function", "headers", "id", "topic")
+
+    def __init__(self, id: int, function: int, topic: str, attempt: int, headers: bytes, data: bytes) -> None:
+        self.id = id
+        self.function = function  # its place in the group's functions
+        self.topic = topic
+        self.attempt = attempt
+        self.headers = headers
+        self.data = data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Functions that share executors. env: variables of these alone. sync: `def` handlers, one call at a time.
+
+    command: run this program instead of Python functions; it speaks docs/reference/executor-protocol.md on fd 3.
+    """
+
+    name: str
+    functions: Sequence[Spec]
+    env: dict[str, str]
+    sync: bool
+    command: tuple[str, ...] = ()
+
+    @property
+    def slots(self) -> int:
+        """Calls that one executor may overlap."""
+        return 1 if self.sync else min(SLOTS, sum(spec.concurrency for spec in self.functions))
+
+
+class Exit(NamedTuple):
+    """reason: one line for people. running: calls it was in when it ended, from the page; only one of them can be to blame.
+
+    zygote_died: it ended for a reason outside of it (zygote or worker gone, no beats); nothing is to be charged.
+    detail: e.g. the traceback of its lifespan.
+    """
+
+    reason: str
+    running: set[int]
+    zygote_died: bool
+    detail: str
+
+
+class Line(NamedTuple):
+    """What user code printed or logged. call: None outside of a call. stream: stdout, stderr, output (both) or a log level."""
+
+    call: Call | None
+    stream: str
+    text: str
+
+
+Output = Callable[["Executor", list[Line]], None]
+
+
+class Listener(Protocol):
+    def outcomes(self, executor: Executor, pairs: list[tuple[Call, Outcome]]) -> None:
+        """Answers of one frame; the calls are no longer in flight."""
+
+    def exited(self, executor: Executor, exit: Exit) -> None:
+        """Exactly once, last. What it did not answer is still in `inflight`."""
+
+
+SUCCESS = Outcome(0, OK, "", "", None, [])  # of every call that sends nothing: one object, 0.3 µs an event less
+
+
+class Executor(asyncio.Protocol):
+    """inflight: calls sent and not answered. paused: it does not take what is sent; send no more. events: calls answered so far."""
+
+    def __init__(self, id: int, group: Group, listener: Listener, output: Output, forget: Callable[[int], object]) -> None:
+        """forget: called with the id when all is over."""
+        self.id = id
+        self.group = group
+        self.pid = 0
+        self.inflight: dict[int, Call] = {}
+        self.inflight_bytes = 0
+        self.paused = False
+        self.events = 0
+        self.moved = monotonic()  # when it last answered, or was given something while idle
+        self._listener = listener
+        self._output = output
+        self._forget = forget
+        self._loop = asyncio.get_running_loop()
+        self._started: asyncio.Future[None] = self._loop.create_future()
+        self._page: Page
+        self._splitter = Splitter()
+        self._transport: asyncio.Transport
+        self._pipe = _Pipe(self._loop, lambda text: self._output(self, [Line(None, "output", text)]))
+        self._why = ""  # why we killed it
+        self._failed = Failed("", "")  # what it said itself before it exited
+        self._broken = False
+        self._drained = False
+        self._closed = False
+        self._status: int | None = None
+        self._zygote_died = False
+
+    def run(self, calls: Sequence[Call]) -> None:
+        """Sends calls, in one frame if they fit. Of an executor that has ended, they stay in flight until exited() is called."""
+        if not self.inflight:
+            self.moved = monotonic()
+        for call in calls:
+            self.inflight[call.id] = call
+            self.inflight_bytes += len(call.headers) + len(call.data)
+        self._send_calls(calls)
+
+    def running(self) -> dict[int, float]:
+        """The calls it is in, and since when: seconds of time.monotonic()."""
+        return {id: started for id, started in self._page.running().items() if id in self.inflight}
+
+    def rss(self) -> int:
+        """Bytes of memory, shared pages included; 0 if it has ended."""
+        try:
+            with open(f"/proc/{self.pid}/statm") as statm:
+                return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+        except OSError:
+            return 0
+
+    def drain(self) -> None:
+        """It answers what it has and exits; exited() follows."""
+        self._drained = True
+        if not self._transport.is_closing():
+            self._transport.write(encode(Drain()))
+
+    def kill(self, why: str) -> None:
+        """SIGKILL to its process group. why: becomes the exit's reason."""
+        self._why = self._why or why
+        if self.pid and self._status is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    # --- what the zygote's side tells
+
+    async def open(self, project: str, send: Callable[[list[int]], None]) -> None:
+        """send: hands fds (socket, page, output pipe) to the zygote. Returns when it is ready for calls. Raises ExecutorError."""
+        try:
+            await self._hand_over(send)
+        except BaseException as error:
+            self._pipe.close()
+            if isinstance(error, OSError):
+                raise ExecutorError(f"no executor can be made: {error.strerror}") from None
+            raise
+        group = self.group
+        setup = Setup(VERSION, project, [*group.functions], group.env, group.slots, group.sync, [*group.command])
+        self._transport.write(encode(Hello(setup)))
+        await self._started
+
+    async def _hand_over(self, send: Callable[[list[int]], None]) -> None:
+        with ExitStack() as theirs:
+            with ExitStack() as undo:
+                self._page = Page(self.group.slots)
+                theirs.callback(os.close, self._page.fd)
+                undo.callback(self._page.close)
+                ours, end = socket.socketpair()
+                theirs.enter_context(end)
+                undo.callback(ours.close)
+                read, write = os.pipe2(os.O_CLOEXEC)
+                theirs.callback(os.close, write)
+                self._pipe.open(read)
+                await self._loop.create_unix_connection(lambda: self, sock=ours)
+                undo.pop_all()
+            try:
+                send([end.fileno(), self._page.fd, write])
+            except BaseException:
+                self._transport.abort()
+                self._page.close()
+                raise
+
+    def forked(self, pid: int) -> None:
+        self.pid = pid
+        if self._why:
+            self.kill(self._why)
+
+    def ended(self, status: int | None, why: str) -> None:
+        """status: as of waitpid; None: the zygote died before it could tell."""
+        if self._status is not None:
+            return
+        if status is None:
+            self.kill("")  # what its group left behind
+        self._status = -1 if status is None else status
+        self._zygote_died = bool(why)
+        self._why = self._why or why
+        # What it had written is read first. A process that left the group may hold the socket open for ever.
+        self._loop.call_later(0.2, self._transport.abort)
+        self._report()
+
+    def abort(self) -> None:
+        """Nobody waits for what it may still say."""
+        self._transport.abort()
+
+    def _report(self) -> None:
+        if not self._closed or self._status is None:
+            return
+        self._forget(self.id)
+        self._pipe.close()
+        exit = Exit(self._reason(self._status), set(self.running()), self._zygote_died, self._failed.detail)
+        self._page.close()
+        if not self._started.done():
+            self._started.set_exception(ExecutorError(exit.reason + (f"\n{exit.detail}" if exit.detail else "")))
+        elif not self._started.cancelled():  # else fork() was given up, and the listener never knew this executor
+            self._listener.exited(self, exit)
+
+    def _reason(self, status: int) -> str:
+        if self._failed.reason:
+            return self._failed.reason
+        if status < 0 or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and self._why):
+            return self._why
+        if os.WIFSIGNALED(status):
+            name = signal.Signals(os.WTERMSIG(status)).name
+            return name + (" (out of memory?)" if name == "SIGKILL" else "")
+        code = os.WEXITSTATUS(status)
+        return "drained" if code == 0 and self._drained else f"exit code {code}"
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        self._transport.set_write_buffer_limits(high=HIGH_WATER)
+
+    def pause_writing(self) -> None:
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        self.paused = False
+
+    def data_received(self, data: bytes) -> None:
+        if self._broken:
+            return
+        try:
+            for body in self._splitter.feed(data):
+                match decode_for_worker(body):
+                    case Done(ok, others):
+                        self._done(ok, others)
+                    case Log(lines):
+                        self._output(self, [Line(self.inflight.get(call), stream[:16], text) for call, stream, text in lines])
+                    case Ready():
+                        if not self._started.done():
+                            self._started.set_result(None)
+                    case Failed() as failed:
+                        self._failed = Failed(failed.reason[:MAX_REASON], failed.detail[-MAX_DETAIL:])
+        except ProtocolError as error:
+            self._broken = True
+            self.kill(f"wrote garbage to its socket: {error}")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed = True
+        # Its end closes the socket too, and the zygote is about to tell. If not, it lives and cannot be talked to.
+        self._loop.call_later(0.1, self._hung_up)
+        self._report()
+
+    def _hung_up(self) -> None:
+        if self._status is None:
+            self.kill("closed its socket")
+
+    # --- outcomes
+
+    def _done(self, ok: list[int], others: list[Outcome]) -> None:
+        pairs: list[tuple[Call, Outcome]] = []
+        try:
+            for id in ok:
+                pairs.append((self._answered(id), SUCCESS))
+            for outcome in others:
+                pairs.append((self._answered(outcome.call), _checked(outcome)))
+        finally:
+            self.events += len(pairs)
+            self.moved = monotonic()
+            if pairs:
+                self._listener.outcomes(self, pairs)
+
+    def _answered(self, id: int) -> Call:
+        call = self.inflight.pop(id, None)
+        if call is None:
+            raise ProtocolError(f"an outcome of call {id}, which it does not have")
+        self.inflight_bytes -= len(call.headers) + len(call.data)
+        return call
+
+    def _send_calls(self, calls: Sequence[Call]) -> None:
+        if self._transport.is_closing():
+            return
+        try:
+            frame = encode(Run([(call.id, call.function, call.topic, call.attempt, call.headers, call.data) for call in calls]))
+        except ProtocolError:  # too much for one frame
+            self._send_calls(calls[: len(calls) // 2])
+            self._send_calls(calls[len(calls) // 2 :])
+        else:
+            self._transport.write(frame)
+
+
+class _Pipe:
+    """An executor's fd 1 and 2. Always read, so that nobody blocks on it; passed on at OUTPUT_RATE at most."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, emit: Callable[[str], None]) -> None:
+        self._loop = loop
+        self._emit = emit
+        self._fd = -1
+        self._second = 0  # of monotonic(), in which `_room` bytes may still pass
+        self._room = OUTPUT_RATE
+        self._dropped = 0
+
+    def open(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._loop.add_reader(fd, self._readable)
+
+    def close(self) -> None:
+        """Reads what is there, up to a pipe's size."""
+        if self._fd >= 0:
+            self._readable()
+        if self._fd >= 0:
+            self._end()
+        self._tell_dropped()
+
+    def _readable(self) -> None:
+        try:
+            chunk = os.read(self._fd, 1 << 16)
+        except BlockingIOError:
+            return
+        if not chunk:
+            self._end()
+            return
+        if (second := int(monotonic())) != self._second:
+            self._tell_dropped()
+            self._second, self._room = second, OUTPUT_RATE
+        passed = chunk[: self._room]
+        self._room -= len(passed)
+        self._dropped += len(chunk) - len(passed)
+        if text := passed.decode("utf-8", "replace").rstrip("\n"):
+            self._emit(text)
+
+    def _tell_dropped(self) -> None:
+        if self._dropped:
+            self._emit(f"[output cut: {self._dropped:,} bytes dropped]")
+            self._dropped = 0
+
+    def _end(self) -> None:
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
+        self._fd = -1
+
+
+def _checked(outcome: Outcome) -> Outcome:
+    if not OK <= outcome.status <= TIMEOUT:
+        raise ProtocolError(f"status {outcome.status}")
+    if outcome.after is not None and not 0 <= outcome.after <= MAX_AFTER:
+        raise ProtocolError(f"after {outcome.after}")
+    if len(outcome.reason) > MAX_REASON or len(outcome.detail) > MAX_DETAIL:
+        return outcome._replace(reason=outcome.reason[:MAX_REASON], detail=outcome.detail[-MAX_DETAIL:])
+    return outcome

@@ -1,0 +1,154 @@
+"""Frames between a worker and its executors: 4 bytes of length, then a msgpack array. Pure.
+
+docs/reference/executor-protocol.md is the description; tests/unit/test_executor_protocol_doc.py holds it to this file.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from ..errors import ProtocolError
+from ..function import Spec
+
+VERSION = 1
+MAX_FRAME = 32 << 20  # bytes of one frame's body
+SLOT = 16  # bytes of one slot of the shared page: u64 call id, u64 started (CLOCK_MONOTONIC, ns), in the machine's byte order
+SLOTS = 1024  # slots of the page: the most calls that one executor overlaps
+
+RunCall = tuple[int, int, str, int, bytes, bytes]
+"""call id, function (its place in hello's `functions`), topic, attempt (from 1), headers of the record, data."""
+
+
+class Outcome(NamedTuple):
+    """How one call ended. status: a code of decide.py; reason: one line; detail: e.g. a traceback.
+
+    after: seconds until the next attempt, if the function named them. outputs: (topic, attributes, data) each.
+    """
+
+    call: int
+    status: int
+    reason: str
+    detail: str
+    after: float | None
+    outputs: list[tuple[str, dict[str, str], bytes | None]]
+
+
+# --- worker → executor --------------------------------------------------------------------------------------
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """env: variables of this executor alone. slots: how many slots of the page it may use. command: a foreign executor's argv."""
+
+    version: int
+    project: str
+    functions: list[Spec]
+    env: dict[str, str]
+    slots: int
+    sync: bool
+    command: list[str]
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
+    setup: Setup
+
+
+class Run(msgspec.Struct, array_like=True, tag="run", gc=False):
+    calls: list[RunCall]
+
+
+class Drain(msgspec.Struct, frozen=True, array_like=True, tag="drain"):
+    """Answer what you hold, then exit with status 0."""
+
+
+# --- executor → worker --------------------------------------------------------------------------------------
+
+
+class About(msgspec.Struct, frozen=True):
+    pid: int
+    functions: list[str]
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
+    about: About
+
+
+class Done(msgspec.Struct, array_like=True, tag="done", gc=False):
+    """ok: calls that succeeded and send nothing. others: every other outcome."""
+
+    ok: list[int]
+    others: list[Outcome]
+
+
+class Log(msgspec.Struct, array_like=True, tag="log", gc=False):
+    """(call, stream, text): stream is stdout, stderr or a level (debug … critical); text has no newline at its end."""
+
+    lines: list[tuple[int, str, str]]
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
+    """The executor cannot work and is about to exit."""
+
+    reason: str
+    detail: str
+
+
+ToExecutor = Hello | Run | Drain
+ToWorker = Ready | Done | Log | Failed
+
+_encode_into = msgspec.msgpack.Encoder().encode_into
+_to_executor: msgspec.msgpack.Decoder[ToExecutor] = msgspec.msgpack.Decoder(ToExecutor)
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+
+
+def encode(frame: ToExecutor | ToWorker) -> bytearray:
+    """Length and body. ProtocolError if the body is larger than MAX_FRAME."""
+    raw = bytearray(64)
+    _encode_into(frame, raw, 4)
+    size = len(raw) - 4
+    if size > MAX_FRAME:
+        raise ProtocolError(f"a frame of {size:,} bytes; the limit is {MAX_FRAME:,}")
+    raw[:4] = size.to_bytes(4, "big")
+    return raw
+
+
+def decode_for_executor(body: bytes) -> ToExecutor:
+    try:
+        return _to_executor.decode(body)
+    except ValueError as error:  # msgspec's, and UnicodeDecodeError
+        raise ProtocolError(f"not a frame of the executor protocol: {error}") from None
+
+
+def decode_for_worker(body: bytes) -> ToWorker:
+    """ProtocolError for whatever is no frame: executors run user code, which can write anything to the socket."""
+    try:
+        return _to_worker.decode(body)
+    except (ValueError, RecursionError) as error:  # msgspec's are ValueErrors, and so is UnicodeDecodeError
+        raise ProtocolError(f"not a frame of the executor protocol: {error}") from None
+
+
+class Splitter:
+    """Frame bodies out of a byte stream, however it is cut. Holds at most one incomplete frame."""
+
+    def __init__(self, limit: int = MAX_FRAME) -> None:
+        self._limit = limit
+        self._rest = bytearray()
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The bodies completed by `chunk`. ProtocolError as soon as a length is beyond the limit."""
+        rest = self._rest
+        rest += chunk
+        bodies = []
+        start = 0
+        while len(rest) - start >= 4:
+            size = int.from_bytes(rest[start : start + 4], "big")
+            if size > self._limit:
+                raise ProtocolError(f"a frame announces {size:,} bytes; the limit is {self._limit:,}")
+            end = start + 4 + size
+            if end > len(rest):
+                break
+            bodies.append(bytes(rest[start + 4 : end]))
+            start = end
+        del rest[:start]
+        return bodies

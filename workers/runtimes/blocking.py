@@ -1,0 +1,128 @@
+"""Calls one at a time: plain `def` handlers, without an event loop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from math import inf
+from time import monotonic, monotonic_ns
+
+from ..frames import Drain, Outcome, Run, RunCall, Splitter, decode_for_executor
+from ..output import Output, Slot, current
+from .outbox import LINGER_NS, Outbox
+from .python import Callee, skipped
+
+_LINGER = LINGER_NS / 1e9
+
+
+class Deadline(BaseException):
+    """Raised inside a handler at its deadline. No Exception: `except Exception` in user code must not swallow it."""
+
+
+class Blocking:
+    """The deadline and the flush of outcomes that wait behind a slow call share SIGALRM: one timer, set once a burst or less."""
+
+    def __init__(self, sock: socket.socket, marks: memoryview, callees: Sequence[Callee], output: Output) -> None:
+        self._sock = sock
+        self._marks = marks
+        self._callees = callees
+        self._output = output
+        self._outbox = Outbox(output)
+        self._slot = Slot(0)
+        self._live = False  # user code is running
+        self._deadline = inf
+        self._overdue = False
+        self._alarm_at = inf  # when the timer that is set will fire
+        self._burst = 0  # ns when the first outcome since the last flush came; 0: nothing to flush
+
+    def serve(self) -> None:
+        """Until the worker drains it. Raises ProtocolError."""
+        current.set(self._slot)
+        self._output.soon = lambda: self._alarm_by(monotonic() + _LINGER)
+        self._output.now = self._flush
+        signal.signal(signal.SIGALRM, self._alarm)
+        splitter = Splitter()
+        while chunk := self._sock.recv(1 << 18):
+            for body in splitter.feed(chunk):
+                match decode_for_executor(body):
+                    case Run(calls):
+                        for call in calls:
+                            self._run(call)
+                    case Drain():
+                        self._flush()
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                        return
+            self._flush()
+        os._exit(70)  # the worker is gone, and nobody is left to tell
+
+    def _run(self, call: RunCall) -> None:
+        slot = self._slot
+        slot.call, number, topic, attempt, headers, data = call
+        callee = self._callees[number]
+        marks = self._marks
+        marks[1] = now = monotonic_ns()
+        marks[0] = slot.call
+        slot.printed = 0
+        seconds = now / 1e9
+        self._deadline = deadline = seconds + callee.timeout
+        if self._burst and now - self._burst > LINGER_NS:
+            self._flush()
+        outcome: Outcome | None
+        try:
+            try:
+                self._live = True  # before the timer is looked at: an alarm in between sets it anew
+                wanted = seconds + _LINGER if self._burst else deadline
+                if wanted < self._alarm_at:
+                    self._alarm_by(wanted)
+                if entered := callee.enter(topic, attempt, headers, data, deadline):
+                    outcome = callee.leave(slot.call, callee.handler(*callee.arguments(*entered)), *entered)
+                else:
+                    outcome = skipped(slot.call)
+            finally:
+                self._live = False
+        except BaseException as error:
+            self._live = False  # the alarm may have come in `finally`; it comes once a call
+            outcome = callee.timed_out(slot.call, error) if self._overdue else callee.failed(slot.call, error)
+        if self._overdue:
+            self._overdue = False
+            if outcome is None or not outcome.reason:
+                outcome = callee.timed_out(slot.call, None)
+        self._outbox.end(slot)
+        if outcome is None:
+            self._outbox.ok.append(slot.call)
+        else:
+            self._outbox.other(outcome)
+        slot.call = marks[0] = 0
+        if not self._burst:
+            self._burst = monotonic_ns()
+        if self._outbox.full:
+            self._flush()
+
+    def _alarm(self, *_: object) -> None:
+        self._alarm_at = inf
+        if not self._live:
+            return
+        now = monotonic()
+        if now >= self._deadline:
+            self._deadline = inf
+            self._overdue = True
+            raise Deadline
+        self._flush()
+
+    def _alarm_by(self, at: float) -> None:
+        """An alarm at `at` or before."""
+        if at < self._alarm_at:
+            self._alarm_at = at
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, at - monotonic()))
+
+    def _flush(self) -> None:
+        """An alarm must not end it halfway: half a frame is garbage."""
+        live, self._live = self._live, False
+        self._burst = 0
+        if frames := self._outbox.take():
+            self._sock.sendall(frames)
+        self._live = live
+        if live:
+            self._alarm_by(self._deadline)  # one that came meanwhile was ignored

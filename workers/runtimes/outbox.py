@@ -1,0 +1,56 @@
+"""What an executor has to tell the worker: outcomes and output since the last flush, in as few frames as there can be."""
+
+from __future__ import annotations
+
+from ...decide import REJECTED
+from ..frames import MAX_FRAME, Done, Log, Outcome, encode
+from ..output import Output, Slot
+
+LINGER_NS = 5_000_000  # an outcome never waits longer than this behind a call that takes its time
+FULL = 4 << 20  # bytes of outcomes that are sent without waiting for more
+MAX_SENT = MAX_FRAME // 4  # bytes of one call's outputs
+
+
+class Outbox:
+    """ok: calls that succeeded and send nothing. others: other outcomes. Their frame never exceeds MAX_FRAME."""
+
+    __slots__ = ("_output", "_size", "ok", "others")
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self.ok: list[int] = []
+        self.others: list[Outcome] = []
+        self._size = 0
+
+    @property
+    def full(self) -> bool:
+        return self._size > FULL
+
+    def other(self, outcome: Outcome) -> None:
+        size = sum(_size(*output) for output in outcome.outputs)
+        if size > MAX_SENT:
+            reason = f"its outputs have {size:,} bytes; the limit of one call is {MAX_SENT:,}"
+            outcome = Outcome(outcome.call, REJECTED, reason, "", None, [])
+        self.others.append(outcome)
+        self._size += size + 4 * len(outcome.detail)
+
+    def end(self, slot: Slot) -> None:
+        """The slot's call ended: its last line, with or without a newline."""
+        if slot.partial:
+            self._output.end(slot)
+
+    def take(self) -> bytearray:
+        """Everything so far, as frames; output goes before the outcome of the call that printed it."""
+        raw = bytearray()
+        if lines := self._output.take():
+            raw += encode(Log(lines))
+        if self.ok or self.others:
+            raw += encode(Done(self.ok, self.others))
+            self.ok, self.others, self._size = [], [], 0
+        return raw
+
+
+def _size(topic: str, attributes: dict[str, str], data: bytes | None) -> int:
+    """Bytes of an output in a frame, at most."""
+    text = "".join([topic, *attributes, *attributes.values()])
+    return len(data or b"") + (len(text) if text.isascii() else 4 * len(text)) + 10 * len(attributes)

@@ -1,0 +1,197 @@
+"""Worker: pulls events, hands them to executors, settles them.
+
+An event is held from its delivery to its settlement, its lease renewed meanwhile. It is settled after what it led to is
+stored. So a worker that dies at any instruction loses nothing: what it held is delivered again, elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from itertools import count
+from time import monotonic, time
+
+from ..bus import Bus, Queue, Subscription
+from ..decide import FAILED, Decision
+from ..errors import BusUnavailable, EventError
+from ..event import CloudEvent
+from ..function import Spec
+from ..layout import dead_record, event_record, faas_headers, origin
+from ..service import first
+from .dispatch import Fork, Pool
+from .executor import Call, Group, Outcome
+from .feed import Feed
+from .settle import Settler
+
+log = logging.getLogger(__name__)
+
+STUCK_AFTER = 60.0  # seconds with waiting events, a connection and no progress, after which the process ends itself
+LOST_DELIVERIES = 5  # deliveries beyond max_attempts that dying workers may cost an event before it is dead without another run
+
+
+class Stuck(Exception):
+    """Connected, events waiting, nothing moves: the process ends (exit 70) and its supervisor starts a fresh one."""
+
+
+@dataclass
+class Worker:
+    """Everything it uses is in the call.
+
+    project: part of queue names and of its outputs' source. specs: faas.toml's overrides applied. fork: makes executors.
+    environ: function → variables for its executors alone. executors: of async functions, at most, per pool.
+    recycle_events, recycle_bytes: an executor is replaced after so many events, or above so much memory; 0: never.
+    """
+
+    bus: Bus
+    project: str
+    specs: Sequence[Spec]
+    fork: Fork
+    environ: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    executors: int = 2
+    recycle_events: int = 0
+    recycle_bytes: int = 0
+    ack_wait: float = 30.0
+    feeds: list[Feed] = field(default_factory=list, init=False)
+    ready: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop`; then finish what is held and return. Cancelled: hand everything back at once.
+
+        Raises Stuck, and BusRefused (permissions, a deleted queue): both end the process.
+        """
+        settler = Settler(self.bus)
+        ids = count(1)
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    self._make_feeds(settler, tasks)
+                    # Before the queues, which may take long to make: what the first of them deliver is settled meanwhile.
+                    others = [tasks.create_task(work) for work in (settler.run(), self._tick(), self._renew())]
+                    relay = await stack.enter_async_context(self.bus.subscribe(Queue("publish", (), ack_wait=self.ack_wait), 100))
+                    readers = [tasks.create_task(self._relay(relay, settler))]
+                    for feed in self.feeds:
+                        feed.subscription = await stack.enter_async_context(self.bus.subscribe(feed.queue, feed.spec.concurrency + 1))
+                        readers.append(tasks.create_task(self._read(feed, feed.subscription, ids, settler)))
+                    others.append(tasks.create_task(self._watch()))
+                    log.info("worker ready", extra={"functions": [feed.spec.name for feed in self.feeds]})
+                    self.ready.set()
+                    await stop.wait()
+                    for subscription in [relay, *(feed.subscription for feed in self.feeds if feed.subscription)]:
+                        subscription.stop()
+                    await asyncio.wait(readers)
+                    for feed in self.feeds:
+                        await feed.empty.wait()  # nothing new comes
+                    for task in others:
+                        task.cancel()
+                    await asyncio.gather(*(pool.close() for pool in {feed.pool for feed in self.feeds}))
+            except BaseExceptionGroup as failures:
+                raise first(failures) from None
+            finally:
+                for feed in self.feeds:
+                    feed.pool.kill("the worker stops")  # first: no event may run here once another worker can get it
+                for feed in self.feeds:
+                    feed.hand_back()  # nothing, after a drain
+
+    def _make_feeds(self, settler: Settler, tasks: asyncio.TaskGroup) -> None:
+        """Functions share executors, apart by sync and async; one with an environment of its own has its own."""
+        groups: dict[str, list[Spec]] = {}
+        for spec in self.specs:
+            own = spec.name if self.environ.get(spec.name) else ""
+            groups.setdefault(own or ("(sync)" if spec.sync else "(async)"), []).append(spec)
+        self.feeds = []
+        for name, specs in groups.items():
+            group = Group(name=name, functions=specs, env=dict(self.environ.get(name, {})), sync=specs[0].sync)
+            size = max(spec.concurrency for spec in specs) if group.sync else self.executors
+            pool = Pool(group, size, self.fork, settler.outcomes, tasks, self.recycle_events, self.recycle_bytes)
+            self.feeds += [Feed(spec, queue_of(self.project, spec, self.ack_wait), pool, index) for index, spec in enumerate(specs)]
+
+    async def _read(self, feed: Feed, subscription: Subscription, ids: count[int], settler: Settler) -> None:
+        async for batch in subscription:
+            feed.moved = monotonic()
+            ready: list[Call] = []
+            alone: list[Call] = []
+            for delivery in batch:
+                held = feed.take(next(ids), delivery, origin(delivery))
+                if feed.spec.ordered and delivery.source.endswith("--unkeyed"):
+                    _count_unkeyed(feed)
+                lost = held.attempt - feed.spec.retry.max_attempts
+                if lost > 0 and feed.spec.on_failure != "block":
+                    # More deliveries than attempts and no outcome: workers died, or handed it back unfinished.
+                    if lost > LOST_DELIVERIES:
+                        reason = f"delivered {held.attempt} times, and no worker lived to report an outcome"
+                        settler.store(held, Outcome(held.id, FAILED, reason, "", None, []), Decision("dead", reason=reason))
+                        continue
+                    held.attempt = feed.spec.retry.max_attempts
+                (alone if lost > 0 or feed.has_crashed(held) else ready).append(held)
+            if ready:
+                feed.pool.submit(ready)
+            if alone:
+                feed.pool.submit(alone, alone=True)
+
+    async def _relay(self, subscription: Subscription, settler: Settler) -> None:
+        """Delayed publishes whose time has come: on to the events stream, under their own id."""
+        async for batch in subscription:
+            records = []
+            for delivery in batch:
+                try:
+                    event = CloudEvent.from_headers(delivery.headers, delivery.data)
+                    records.append(event_record(faas_headers(delivery.headers).get("topic", ""), event))
+                except EventError as error:
+                    queue = Queue("publish", ())
+                    records.append(dead_record(queue, delivery, reason=str(error), detail="", attempts=1, now=time(), version=""))
+            await settler.publish(records)
+            subscription.settle(batch)
+
+    async def _tick(self) -> None:
+        pools = {feed.pool for feed in self.feeds}
+        while True:
+            now = monotonic()
+            for pool in pools:
+                pool.tick(now)
+            for feed in self.feeds:
+                feed.resize(now)
+            await asyncio.sleep(0.025 if any(feed.held for feed in self.feeds) else 0.25)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self.ack_wait / 3)
+            for feed in self.feeds:
+                feed.renew()
+
+    async def _watch(self) -> None:
+        """Connected but stuck is an exit, not silence. One look may see an event that is on its way: two in a row count."""
+        suspected: dict[Feed, int] = {}
+        while True:
+            await asyncio.sleep(STUCK_AFTER / 6)
+            waiting = {feed: await self._left_waiting(feed) for feed in self.feeds}
+            for feed, events in waiting.items():
+                if events and suspected.get(feed):
+                    raise Stuck(f"{feed.spec.name}: {events} events wait and none arrived for {STUCK_AFTER:g} s")
+            suspected = waiting
+
+    async def _left_waiting(self, feed: Feed) -> int:
+        """How many events wait for this function though it has had nothing to do for STUCK_AFTER seconds."""
+        if feed.held or monotonic() - feed.moved < STUCK_AFTER:
+            return 0
+        try:
+            lag = await self.bus.lag(feed.queue)
+        except BusUnavailable:
+            feed.moved = monotonic()  # not connected: reconnecting is the driver's work
+            return 0
+        if feed.held or monotonic() - feed.moved < STUCK_AFTER:
+            return 0
+        # Of an ordered function they may wait for an event of their partition that another worker has.
+        return 0 if feed.spec.ordered and lag.in_progress else lag.waiting
+
+
+def queue_of(project: str, spec: Spec, ack_wait: float = 30.0) -> Queue:
+    return Queue(f"{project}--{spec.name}", tuple(spec.topics), spec.ordered, spec.start, ack_wait)
+
+
+def _count_unkeyed(feed: Feed) -> None:
+    feed.counts.unkeyed += 1
+    if feed.counts.unkeyed == 1:
+        log.warning("ordered function got an event without a key; events without a key have no order", extra={"function": feed.spec.name})
