@@ -49,6 +49,7 @@ async def test_events_are_settled_while_other_functions_queues_are_still_being_m
     )
     async with project.running(bus_url) as before:
         await before.publish("a", {})
+        await eventually(lambda: before.counts("early").done == 1)  # its queue is made, and the next worker gets one event
         slow = SlowToMake(before.bus, "--late")
         before.stop.set()
         await before.task
