@@ -1,5 +1,5 @@
 # Everything happens in .venv, made from a lock file by tools/venv. `make demo` and `make test` are all you need.
-.PHONY: demo test lint format lock clean
+.PHONY: demo test bench bench-compare lint format lock clean
 
 demo: # the product at work on real data
 	@tools/venv requirements.lock
@@ -7,6 +7,16 @@ demo: # the product at work on real data
 
 test: lint # what CI runs
 	@.venv/bin/pytest -q --durations=5
+
+bench: # ours beside its peers; ONLY=drain,latency PEERS=celery,faststream ROUNDS=3
+	@tools/venv requirements.lock
+	@tools/venv requirements-peers.lock .venv-peers
+	@test -d /usr/lib/rabbitmq || [ "$$(id -u)" != 0 ] || { echo "bench: apt-get install rabbitmq-server"; \
+		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends rabbitmq-server; } >/dev/null; }
+	@.venv/bin/python -m benchmarks ONLY=$(ONLY) PEERS=$(PEERS) ROUNDS=$(ROUNDS)
+
+bench-compare: # two files of benchmarks/results: A=… B=…
+	@.venv/bin/python -m benchmarks.report $(A) $(B)
 
 lint:
 	@tools/venv requirements-dev.lock
@@ -25,6 +35,7 @@ COMPILE = uv pip compile --quiet pyproject.toml --upgrade --universal --python-v
 lock:
 	$(COMPILE) --output-file requirements.lock
 	$(COMPILE) --group test --constraints requirements.lock --output-file requirements-dev.lock
+	$(COMPILE) --group peers --output-file requirements-peers.lock
 
 clean: # also the demo's data
 	rm -rf .venv .faas examples/*/.demo dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

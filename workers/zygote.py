@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio  # noqa: F401  executors need it: imported here, it costs them nothing
 import gc
+import importlib
 import os
 import select
 import signal
@@ -34,11 +35,12 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from ctypes import CDLL
+from itertools import dropwhile
 from typing import Any, NoReturn
 
 import msgspec
 
-from ..errors import ConfigError
+from ..errors import ConfigError, FaasError
 from ..invoke import Invocation
 from . import child
 from .output import Output
@@ -227,8 +229,8 @@ def _load(options: Options, control: socket.socket) -> dict[str, Invocation]:
         found: dict[str, Invocation] = {}
         try:
             found = child.import_functions(module, functions)
-        except BaseException:
-            _send(control, "broken", module, traceback.format_exc()[-PACKET // 4 :])
+        except BaseException as error:
+            _send(control, "broken", module, _why(error)[-PACKET // 4 :])
         for invocation in found.values():
             _send(control, "spec", invocation.function.spec())
         if why := _unforkable(_sockets() - before):
@@ -242,6 +244,17 @@ def _load(options: Options, control: socket.socket) -> dict[str, Invocation]:
             os.execv(sys.executable, [*interpreter(), "-m", NAME, msgspec.json.encode(options).decode()])
         functions |= found
     return functions
+
+
+def _why(error: BaseException) -> str:
+    """For whoever wrote the module: our own errors name the line themselves; of a traceback, what begins in the module."""
+    if isinstance(error, FaasError):
+        return str(error)
+    shown = traceback.TracebackException.from_exception(error)
+    ours = (os.path.dirname(__file__) + os.sep, importlib.__file__, "<frozen importlib")
+    frames: list[traceback.FrameSummary] = [*shown.stack]
+    shown.stack = traceback.StackSummary.from_list([*dropwhile(lambda frame: frame.filename.startswith(ours), frames)])
+    return "".join(shown.format()).rstrip()
 
 
 def _unforkable(sockets: set[str]) -> str:

@@ -61,9 +61,9 @@ def api_answer(
         return not_permitted(subject)
     if answer is None:
         return BusUnavailable(f"NATS did not answer {subject} within {seconds:g} s")
-    headers, data = answer
+    _, data = answer
     if not data:
-        return BusUnavailable(f"nobody answers {subject} ({headers[9:30].decode().strip()}): is JetStream enabled for this account?")
+        return BusUnavailable(f"nobody answers {subject}: is JetStream enabled, for the server (nats-server -js) and this account?")
     parsed: dict[str, Any] = orjson.loads(data)
     if error := parsed.get("error"):
         text = f"JetStream says no to {subject.removeprefix('$JS.API.')}: {error.get('description')} (err_code {error.get('err_code')})"

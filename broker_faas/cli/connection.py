@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import BusRefused, BusUnavailable
+from ..errors import BusRefused, ConfigError
 
 if TYPE_CHECKING:
     from ..buses.nats import JetStreamBus
@@ -100,7 +100,7 @@ def project(url: str | None = None) -> Config:
 def find(url: str | None) -> Place:
     """--url, else NATS_URL, else faas.toml's bus.url, else the `faas dev` that runs in this project.
 
-    Raises BusUnavailable if there is none, ConfigError for a project that cannot be read.
+    Raises ConfigError if there is none, or for a project that cannot be read.
     """
     from ..config import FILE, BusConfig, Config
     from ..config import find as find_file
@@ -109,7 +109,7 @@ def find(url: str | None) -> Place:
     if find_file(Path.cwd()) is None:
         said = url or os.environ.get("NATS_URL")
         if not said:
-            raise BusUnavailable(
+            raise ConfigError(
                 f"no bus: --url and NATS_URL are not given, and there is no {FILE} here or above. "
                 "Start `faas dev` in a project's folder and come back, or name a bus: --url nats://127.0.0.1:4222."
             )
@@ -117,14 +117,16 @@ def find(url: str | None) -> Place:
         checked = outside.with_url(said, "--url" if url else "NATS_URL").bus.url
         assert checked
         return Place(checked, f"{masked(checked)} ({'--url' if url else 'NATS_URL'})", None)
-    config = project(url)
-    if config.bus.url:
-        return Place(config.bus.url, f"{masked(config.bus.url)} ({config.origins['bus.url']})", config, config.bus.monitor_url)
     from ..embedded import find_running
 
-    if running := find_running(config.state):
+    config = project(url)
+    running = find_running(config.state)
+    if config.bus.url:
+        monitor_url = config.bus.monitor_url or (_monitor_url(config.state) if running == config.bus.url else None)
+        return Place(config.bus.url, f"{masked(config.bus.url)} ({config.origins['bus.url']})", config, monitor_url)
+    if running:
         return Place(running, RUNNING, config, _monitor_url(config.state))
-    raise BusUnavailable(
+    raise ConfigError(
         f"no bus: no `faas dev` runs in {config.root}, and there is no --url, NATS_URL or bus.url in {FILE}. "
         "Start `faas dev` in another terminal, or name a bus: --url nats://127.0.0.1:4222."
     )

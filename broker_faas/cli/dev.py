@@ -158,7 +158,7 @@ class Code:
             modules = ", ".join(generation.config.modules)
             click.echo(logs.line("", f"no functions in {modules}: mark one with @function(on=…)", YELLOW))
         elif plain := [topic for feed in generation.feeds for topic in feed.spec.topics if not {"*", ">"} & {*topic.split(".")}]:
-            click.echo(logs.line("", f"publish from another terminal in this folder: faas publish {plain[0]} '{{\"id\": 1}}'"))
+            click.echo(logs.line("", f"publish from another terminal in this folder: faas publish {plain[0]} '{{…}}'"))
 
     def _refuse(self, error: Exception) -> None:
         click.echo(logs.line("", str(error), RED))

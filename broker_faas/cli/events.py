@@ -48,9 +48,12 @@ def events(topic: str, follow: bool, n: int | None, since: float | None, output:
         return asyncio.run(_follow(place, topic, n or 0, since, output))
 
     async def read(bus: JetStreamBus) -> list[dict[str, Any]]:
-        return [event_row(delivery) for delivery in await _latest(bus, topic, n or (None if since else 20), since)]
+        return [event_row(delivery) for delivery in await _latest(bus, topic, 20 if n is None and since is None else n, since)]
 
-    empty = "No events" + ("" if topic == ">" else f" on {topic}") + " are kept. Publish one: faas publish orders.created '{\"id\": 1}'"
+    where = "" if topic == ">" else f" on {topic}"
+    empty = f"No events{where} are kept{' that were stored since' if since else ''}."
+    if not since:
+        empty += f" Publish one: faas publish {'orders.created' if {'*', '>'} & {*topic.split('.')} else topic} '{{\"id\": 1}}'"
     show(collect(place, read), columns_of_events(), output, empty)
 
 

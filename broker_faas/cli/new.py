@@ -11,14 +11,14 @@ import click
 from ..errors import ConfigError
 
 TOML = """\
-# Every option, its default and what it does: `faas config show`.
+# What is in effect, and where it comes from: `faas config show --origin`. All options: docs/configuration.md.
 project = "{project}"        # part of every queue's name: do not change it once events wait
 modules = ["functions"]      # Python modules with @function in them, importable from this folder
 
 # keep = 86400               # seconds that settled events stay, for `faas events` and new queues with start="first"
 
-# [bus]                      # without a url: `faas dev` runs a server of its own. Elsewhere set NATS_URL, or:
-# url = "${{NATS_URL}}"        # ${{NAME}} is an environment variable
+# [bus]                      # without a url: `faas dev` runs a server of its own. Elsewhere set NATS_URL, or say here:
+# url = "tls://me:${{BUS_PASSWORD}}@nats.example.com:4222"    # ${{NAME}} is an environment variable
 
 # [worker]
 # grace = 25                 # seconds that a drain may take

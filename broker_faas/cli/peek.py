@@ -36,4 +36,4 @@ def peek(function: str, n: int, output: str, url: str | None) -> None:
         return [event_row(one.delivery) | {"state": "in progress" if one.delivered else "waiting"} for one in await peek(bus, queue, n)]
 
     columns = [Column("state", "state"), *columns_of_events()]
-    show(collect(place, read), columns, output, f"Nothing waits for {function}.")
+    show(collect(place, read), columns, output, f"Nothing waits for {function}; 'faas lag' counts what is scheduled for later.")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     """asyncio.run, on uvloop where it is installed (extra `uvloop`). Raises Failed for the ways to end that only processes have."""
+    from ..errors import BusRefused
     from ..service import Aborted, first
     from ..workers.worker import Stuck
 
@@ -30,6 +31,8 @@ def run(main: Coroutine[Any, Any, None]) -> None:
                 raise Failed("stopped at once; what was not finished runs again when a worker starts.") from None
             case Stuck() as stuck:
                 raise Failed(f"{stuck}. This process ends, and its supervisor starts a fresh one.", INTERNAL) from None
+            case BusRefused(code=10014) as gone:  # a queue it serves was deleted: the next process makes it anew
+                raise Failed(str(gone), INTERNAL) from None
         raise
 
 

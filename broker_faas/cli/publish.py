@@ -33,7 +33,11 @@ CHUNK = 1000  # events of one publish: an atomic batch
 @click.option(
     "-f", "--file", metavar="FILE", help="JSON lines instead of DATA: each is data, or a CloudEvent if it has specversion. '-' is stdin."
 )
-@click.option("--id", metavar="ID", help="Published twice within 2 minutes, an id is stored once. With -f: ID/{line}. [default: drawn]")
+@click.option(
+    "--id",
+    metavar="ID",
+    help="An id of one source, published to a topic twice within 2 minutes, is stored once. With -f: ID/{line}. [default: drawn]",
+)
 @click.option("--source", metavar="URI", help="Where it happened. [default: /{project}/publish]")
 @click.option("--type", metavar="TYPE", help="[default: the topic]")
 @click.option("--subject", metavar="TEXT", help="What it is about, within the source.")
@@ -118,7 +122,7 @@ async def _publish(
         if file is None:
             event = draft.of_data(data)
             await sender.send([(1, event)])
-            click.echo(f"{sender.summary()}; id {event.id}")
+            click.echo(f"{sender.summary()}; id {event.id}{'' if event.data is not None else '; it has no data'}")
         else:
             await Lines(file, draft, sender, skip_bad).publish()
             click.echo(sender.summary())
@@ -160,11 +164,13 @@ class Sender:
     def summary(self) -> str:
         seconds = time.monotonic() - self.started
         text = f"stored {count(self.stored - self.duplicates, 'event')} on {self.topic}"
+        if self.stored > 1:
+            text += f" in {duration(seconds)} ({number(self.stored / seconds)}/s)"
         if self.due is not None:
-            text += f", due {moment(self.due)}"
+            text += f", {'due' if self.due > time.time() else 'due at once:'} {moment(self.due)}"
         if self.duplicates:
             text += f"; {number(self.duplicates)} more were there already (same id within 2 minutes)"
-        return text + (f" in {duration(seconds)} ({number(self.stored / seconds)}/s)" if self.stored > 1 else "")
+        return text
 
 
 @dataclass

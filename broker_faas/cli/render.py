@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,9 @@ from .exit import USAGE, Failed
 output_option = click.option(
     "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="For a person, or for a program."
 )
+
+
+SHORTEST = 12  # characters that a column of texts keeps
 
 
 class Column(NamedTuple):
@@ -41,16 +45,39 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[Column], output: str,
 
 
 def table(rows: Iterable[dict[str, Any]], columns: Sequence[Column], width: int | None = None) -> list[str]:
-    """Aligned lines, two spaces between columns; the last column is cut to `width`."""
+    """Aligned lines, two spaces between columns. Within `width` the longest texts are cut; if that is not enough, every row is a
+    block with a line a column: no number is left out."""
     cells = [[column.title for column in columns]]
     cells += [["-" if row.get(column.key) is None else clean(column.text(row[column.key])) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    excess = sum(widths) + 2 * (len(widths) - 1) - width if width else 0
+    while excess > 0:
+        texts = ((w, i) for i, (w, column) in enumerate(zip(widths, columns, strict=True)) if not column.right)
+        longest, i = max(texts, default=(0, 0))
+        if longest <= SHORTEST:
+            return _blocks(cells)
+        widths[i] -= 1
+        excess -= 1
     lines = []
     for line in cells:
-        padded = [cell.rjust(w) if column.right else cell.ljust(w) for cell, w, column in zip(line, widths, columns, strict=True)]
-        text = "  ".join(padded).rstrip()
-        lines.append(text if width is None or len(text) <= width else text[: width - 1] + "…")
+        short = [_cut(cell, w) for cell, w in zip(line, widths, strict=True)]
+        padded = [cell.rjust(w) if column.right else cell.ljust(w) for cell, w, column in zip(short, widths, columns, strict=True)]
+        lines.append("  ".join(padded).rstrip())
     return lines
+
+
+def _blocks(cells: list[list[str]]) -> list[str]:
+    titles, *rows = cells
+    room = max(map(len, titles))
+    lines = []
+    for row in rows:
+        lines += [f"{title.ljust(room)}  {cell}".rstrip() for title, cell in zip(titles, row, strict=True)]
+        lines.append("")
+    return lines[:-1]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def width() -> int | None:
@@ -116,7 +143,13 @@ def confirm(question: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise Failed(f"{question} There is nobody to ask: say --yes.", USAGE)
-    if not click.confirm(question):
+    # asyncio's own handler would only cancel the task that is waiting here, after the answer.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        agreed = click.confirm(question)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if not agreed:
         raise Failed("nothing was changed.")
 
 

@@ -42,6 +42,10 @@ class Stuck(Exception):
     """Nothing moves although something should."""
 
 
+class Busy(Stuck):
+    """Another demo runs in the folder."""
+
+
 @dataclass
 class Demo:
     """project: the copy that runs. lines: of the file. rows: of the table: what, in the backlog, live. wrong: what differs."""
@@ -230,7 +234,7 @@ async def main() -> int:
 def prepared(project: Path) -> Path:
     """A fresh copy of this project."""
     if find_running(project / ".faas"):
-        raise Stuck(f"another demo is running in {project}")
+        raise Busy(f"another demo is running in {project}")
     shutil.rmtree(project, ignore_errors=True)
     project.mkdir()
     shutil.copy(HERE / "faas.toml", project)
@@ -262,5 +266,8 @@ if __name__ == "__main__":
         print("\n\n  Stopped; nothing of it runs any more. What was published is on disk in .demo/; the next run starts anew.\n")
         sys.exit(130)
     except (FaasError, RuntimeError, Stuck) as error:
-        print(f"\n  {bad('The demo failed:')} {error}\n  What the worker said is in {os.path.relpath(HERE / '.demo/worker.log')}.\n")
+        print(f"\n  {bad('The demo failed:')} {error}")
+        if not isinstance(error, Busy):
+            print(f"  What the worker said is in {os.path.relpath(HERE / '.demo/worker.log')}.")
+        print()
         sys.exit(1)

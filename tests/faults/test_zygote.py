@@ -113,6 +113,7 @@ async def test_pass_env_lets_named_variables_through_but_never_the_bus(tmp_path:
 async def test_a_module_that_fails_at_import_is_broken_and_the_others_work(tmp_path: Path) -> None:
     async with project(tmp_path, bad="import nonexistent_module", worse="raise SystemExit(3)", app=GOOD) as opened:
         assert "No module named 'nonexistent_module'" in opened.zygote.broken["bad"]
+        assert "importlib" not in opened.zygote.broken["bad"]
         assert "SystemExit: 3" in opened.zygote.broken["worse"]
         assert (await (await opened.start("state")).returned())["threads"] == 1
 

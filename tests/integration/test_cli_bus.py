@@ -419,9 +419,9 @@ def test_a_bus_that_is_not_there_is_75_and_says_where(tmp_path: Path, command: l
     assert "faas: no NATS server at nats://127.0.0.1:1 within" in done.stderr
 
 
-def test_no_bus_at_all_is_75_and_says_how_to_get_one(tmp_path: Path) -> None:
-    outside = Faas(tmp_path)("publish", "a.b", "1", code=75).stderr
-    inside = Faas(project(tmp_path / "shop", ""))("publish", "a.b", "1", code=75).stderr
+def test_no_bus_at_all_is_78_and_says_how_to_get_one(tmp_path: Path) -> None:
+    outside = Faas(tmp_path)("publish", "a.b", "1", code=78).stderr
+    inside = Faas(project(tmp_path / "shop", ""))("publish", "a.b", "1", code=78).stderr
 
     assert outside.startswith("faas: no bus: --url and NATS_URL are not given, and there is no faas.toml here or above. Start `faas dev`")
     assert inside.startswith(

@@ -72,7 +72,7 @@ def test_the_commented_options_of_a_new_project_are_right(tmp_path: Path) -> Non
     said = [line.removeprefix("# ") if " = " in line or line.startswith("# [") else line for line in lines]
     file.write_text("\n".join(said))
 
-    loaded = config.load(file, {"NATS_URL": "nats://127.0.0.1:4222", "DB_PASSWORD": "x"})
+    loaded = config.load(file, {"BUS_PASSWORD": "x", "DB_PASSWORD": "x"})
     assert (loaded.keep, loaded.worker.grace) == (86400, config.WorkerConfig().grace)
     assert loaded.functions["reserve"].env == {"DB_PASSWORD": "x"}
 

@@ -23,10 +23,22 @@ def test_a_table_is_aligned_and_numbers_are_at_the_right() -> None:
     assert lines == ["function    lag", "reserve   1,200", "notify        -"]
 
 
-def test_a_line_is_cut_to_the_terminal() -> None:
-    lines = table([{"a": "x" * 50}], [Column("a", "a")], width=10)
+def test_the_longest_texts_are_cut_to_the_terminal_and_numbers_are_not() -> None:
+    columns = [Column("id", "id"), Column("n", "n", right=True), Column("reason", "reason")]
+    lines = table([{"id": "x" * 20, "n": 12345, "reason": "y" * 50}], columns, width=50)
 
-    assert lines[1] == "x" * 9 + "…"
+    assert lines == ["id                        n  reason", f"{'x' * 20}  12345  {'y' * 20}…"]
+
+
+def test_what_is_too_narrow_for_a_table_is_a_block_a_row() -> None:
+    columns = [Column("function", "function"), Column("in progress", "n", right=True), Column("note", "note")]
+    rows = [{"function": "reserve", "n": 5, "note": "its function is gone: prune it"}, {"function": "audit", "n": 0, "note": ""}]
+    lines = table(rows, columns, width=30)
+
+    assert lines == [
+        *("function     reserve", "in progress  5", "note         its function is gone: prune it", ""),
+        *("function     audit", "in progress  0", "note"),
+    ]
 
 
 def test_what_an_event_brings_cannot_steer_the_terminal() -> None:

@@ -16,7 +16,7 @@ from broker_faas.function import function
 from ..markdown import ROOT, blocks
 
 PAGE = ROOT / "docs" / "configuration.md"
-ENVIRON = {"NATS_URL": "nats://127.0.0.1:4222", "DB_PASSWORD": "secret"}
+ENVIRON = {"BUS_PASSWORD": "hunter2", "DB_PASSWORD": "secret"}
 
 
 def documented(heading: str) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from shutil import get_terminal_size
 from time import monotonic
 
 from broker_faas.cli.render import BLUE, GREEN, GREY, RED, colour, number
@@ -20,9 +21,11 @@ class Progress:
     def show(self, done: int) -> None:
         share = min(1.0, done / self.total) if self.total else 1.0
         if self._tty:
-            filled = int(32 * share)
-            bar = colour("━" * filled, BLUE) + colour("━" * (32 - filled), GREY)
-            print(f"\r\x1b[K  {self.title:<8} {bar} {number(done):>6} of {number(self.total)}", end="", flush=True)
+            count = f"{number(done):>6} of {number(self.total)}"
+            room = max(0, min(32, get_terminal_size().columns - len(count) - 13))  # a line that wraps could not be drawn again
+            filled = int(room * share)
+            bar = colour("━" * filled, BLUE) + colour("━" * (room - filled), GREY)
+            print(f"\r\x1b[K  {self.title:<8} {bar} {count}", end="", flush=True)
         elif int(4 * share) > self._quarter and share < 1:
             self._quarter = int(4 * share)
             print(f"  {self.title:<8} {number(done):>6} of {number(self.total)}", flush=True)

@@ -109,7 +109,7 @@ class Supervisor:
     def _again(self, what: str, status: int) -> None:
         how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
         self.ended.append(f"{what} ({how})")
-        notice(f"{what} ended ({how}); it is started again")
+        notice(f"{what} ended ({how}) and is started again; the events it had come back when their lease ends, within 30 s")
 
 
 @asynccontextmanager

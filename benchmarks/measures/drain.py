@@ -1,0 +1,39 @@
+"""Everything is published, then workers start: events a second from the first entry to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from .. import rounds
+from ..bench import Bench, Sample
+from ..contenders import PEERS_OF, Contender, loop, ours
+
+# (must, aim) against each peer
+WANTED = {
+    "Celery+Redis": (60, 120),
+    "Celery+RabbitMQ": (25, 50),
+    "Dramatiq+RabbitMQ": (8, 15),
+    "Taskiq+NATS": (5, 9),
+    "FastStream+NATS": (4, 8),
+}
+
+
+async def run(bench: Bench) -> None:
+    contenders = [ours(), loop(), ours(name="ours, server's default sync", server="nats_unsynced")]
+    contenders.append(loop(name="hand-written loop, server's default sync", server="nats_unsynced"))
+    contenders += [contender for name in sorted(bench.peers) for contender in PEERS_OF[name]]
+    await bench.compare("drain", "events/s", {contender.name: partial(drained, contender) for contender in contenders})
+    bench.ratio("drain, of the hand-written loop", "drain", "ours", "hand-written loop", 0.60, 0.85)
+    for name, (must, aim) in WANTED.items():
+        bench.ratio(f"drain, times {name}", "drain", "ours", name, must, aim)
+
+
+async def drained(contender: Contender) -> Sample:
+    result = await rounds.drain(contender)
+    problem = f"{result.repeated:,} events ran twice" if result.repeated else ""
+    return Sample(result.rate, result.client_us, result.server_us, result.durability, problem)
+
+
+def drains(*contenders: Contender) -> dict[str, Callable[[], Awaitable[Sample]]]:
+    return {contender.name: partial(drained, contender) for contender in contenders}

@@ -1,0 +1,52 @@
+"""200 events a second for 8 s, each published at its moment: from the call of publish to the handler's entry."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from .. import procs, rounds
+from ..bench import Bench, Sample
+from ..contenders import PEERS_OF, Contender, loop, ours
+
+RATE = 200
+EVENTS = 1_700  # the first hundred warm up
+WARM = 100
+
+
+async def run(bench: Bench) -> None:
+    peers = [contender for name in sorted(bench.peers) for contender in PEERS_OF[name]]
+    contenders = {contender.name: contender for contender in [ours(), loop(), *peers]}
+    taken: dict[str, list[tuple[float, Sample]]] = {name: [] for name in contenders}
+    await bench.compare("p50 at 200/s", "ms", {name: partial(_median, contender, taken[name]) for name, contender in contenders.items()})
+    _add_p99(bench, taken)
+    bench.ratio("p50 at 200/s, of Celery+Redis", "p50 at 200/s", "ours", "Celery+Redis", 0.45, 0.30, higher=False)
+    bench.ratio("p99 at 200/s, of Celery+Redis", "p99 at 200/s", "ours", "Celery+Redis", 0.25, 0.10, higher=False)
+    bench.ratio("p50 at 200/s, of the hand-written loop", "p50 at 200/s", "ours", "hand-written loop", 1.5, 1.2, higher=False)
+
+
+async def _median(contender: Contender, taken: list[tuple[float, Sample]]) -> Sample:
+    async with rounds.stage(contender, EVENTS) as on:
+        async with on.ready() as worker:
+            before = procs.cpu([worker]), procs.cpu([on.server.pid])
+            await on.publish("paced", str(RATE), numbers=(1, EVENTS))
+            await on.until_done()
+            client, server = (
+                (after - before[i]) / EVENTS * 1e6 for i, after in enumerate((procs.cpu([worker]), procs.cpu([on.server.pid])))
+            )
+        waited = on.marks.latencies(WARM)
+        problem = f"{on.marks.repeated():,} events ran twice" if on.marks.repeated() else ""
+        sample = Sample(waited[len(waited) // 2] * 1e3, client, server, on.server.durability, problem)
+        taken.append((waited[int(len(waited) * 0.99)] * 1e3, sample))
+        return sample
+
+
+def _add_p99(bench: Bench, taken: dict[str, list[tuple[float, Sample]]]) -> None:
+    """The same rounds, another quantile."""
+    from dataclasses import replace
+
+    from ..bench import Row
+
+    for row in [row for row in bench.rows if row.measure == "p50 at 200/s"]:
+        tails = iter(taken[row.contender])
+        samples = [sample and replace(sample, value=next(tails)[0]) for sample in row.samples]
+        bench.rows.append(Row("p99 at 200/s", row.contender, "ms", samples))
