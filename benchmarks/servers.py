@@ -92,9 +92,20 @@ async def rabbitmq(folder: Path) -> AsyncIterator[Server]:
         "ERL_EPMD_PORT": str(_free_port()),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none",
     }
-    async with procs.running(RABBITMQ, environ, folder / "log", patience=1.0) as process:
+    async with procs.running(RABBITMQ, environ, folder / "log", patience=1.0) as process, _ending_epmd(environ):
         await _listening(port, folder / "log", 90)
         yield Server(f"amqp://guest:guest@127.0.0.1:{port}/%2F", process.pid, "durable queue, persistent messages; fsync when idle")
+
+
+@asynccontextmanager
+async def _ending_epmd(environ: dict[str, str]) -> AsyncIterator[None]:
+    """Erlang's port mapper puts itself into the background."""
+    try:
+        yield
+    finally:
+        [epmd] = glob("/usr/lib/erlang/erts-*/bin/epmd")[:1]
+        ending = await asyncio.create_subprocess_exec(epmd, "-kill", env=environ, stdout=asyncio.subprocess.DEVNULL)
+        await ending.wait()
 
 
 async def _listening(port: int, log: Path, seconds: float) -> None:

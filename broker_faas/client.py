@@ -20,7 +20,9 @@ from .bus import Bus, Record
 from .errors import BusUnavailable, TopicInvalid
 from .event import CloudEvent
 from .layout import delayed_record, event_record
+from .topics import check_topic
 
+LATEST = 253_402_300_799.0  # unix seconds: RFC 3339 has four digits for the year
 CHUNK = 1000  # records publish_many sends at once: one atomic batch
 CHUNK_BYTES = 4 << 20
 
@@ -133,6 +135,7 @@ class Client:
 
     def _draft(self, topic: str, data: Any, **attributes: Any) -> CloudEvent:
         """The event that publish() stores; attributes that are None are not given. The id is drawn here, once a publish."""
+        check_topic(topic)
         given = {name: value for name, value in attributes.items() if value is not None}
         if isinstance(data, CloudEvent):
             return data.replace(**given) if given else data
@@ -151,6 +154,8 @@ class Client:
             if at.tzinfo is None:
                 raise ValueError(f"at={at!r} has no time zone: use an aware datetime, like datetime.now(timezone.utc)")
             at = at.timestamp()
+        if at is not None and not 0 <= at <= LATEST:
+            raise ValueError(f"delay={delay}, at={at}: an event is delivered before the year 10000")
         return event_record(topic, event) if at is None else delayed_record(topic, event, at)
 
 

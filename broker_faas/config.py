@@ -75,6 +75,7 @@ class FunctionConfig:
 class Config:
     """root: the project's folder.
 
+    unset: what is wrong with the environment of functions: an error for what runs them, and for nothing else.
     origins: where an option such as `bus.url` comes from: `faas.toml:14`, `NATS_URL`, `--url`; what is missing is a default.
     """
 
@@ -86,6 +87,7 @@ class Config:
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     functions: Mapping[str, FunctionConfig] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
+    unset: tuple[str, ...] = ()
 
     @property
     def state(self) -> Path:
@@ -102,7 +104,9 @@ class Config:
         return replace(self, bus=replace(self.bus, url=checked), origins={**self.origins, "bus.url": origin})
 
     def check_functions(self, names: Iterable[str]) -> None:
-        """ConfigError if a [function.NAME] is about none of the functions there are."""
+        """ConfigError if a [function.NAME] is about none of the functions there are, or a variable of its env is not set."""
+        for problem in self.unset:
+            raise ConfigError(problem)
         known = list(names)
         for name in self.functions:
             if name not in known:
@@ -114,7 +118,7 @@ class Config:
             for name in (option.name for option in fields(part)):
                 if prefix or name in ("project", "modules", "keep"):
                     value = getattr(part, name)
-                    shown = options.masked(value) if prefix + name == "bus.url" and value else value
+                    shown = options.masked(value) if name in ("url", "monitor_url") and value else value
                     yield prefix + name, shown, self.origins.get(prefix + name, "default")
         for name, function in self.functions.items():
             said: dict[str, Any] = {"timeout": function.timeout, "concurrency": function.concurrency}
@@ -148,7 +152,13 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
         raise ConfigError(f"{reader.origins['bus.url']}: bus.url {error}") from None
     functions = {name: FunctionConfig(**values) for name, values in said.pop("function", {}).items()}
     worker = WorkerConfig(**said.pop("worker", {}))
-    return Config(root=path.absolute().parent, bus=bus, worker=worker, functions=functions, origins=reader.origins, **said)
+    return Config(
+        root=path.absolute().parent, bus=bus, worker=worker, functions=functions, origins=reader.origins, unset=tuple(reader.unset), **said
+    )
+
+
+class Unset(ValueError):
+    """An environment variable that an option needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +169,7 @@ class _Reader:
     lines: Mapping[tuple[str, ...], int]
     environ: Mapping[str, str]
     origins: dict[str, str] = field(default_factory=dict)
+    unset: list[str] = field(default_factory=list)
 
     def read(self, known: options.Table, table: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -171,7 +182,10 @@ class _Reader:
                     values[name] = rule(self._expanded(raw))
                 except ValueError as error:
                     shown = "" if "env" in path else f" = {options.masked(repr(raw))[:80]}"  # what is in env may be secret
-                    raise ConfigError(f"{where}: {dotted}{shown} {error}") from None
+                    problem = f"{where}: {dotted}{shown} {error}"
+                    if "env" not in path or not isinstance(error, Unset):
+                        raise ConfigError(problem) from None
+                    self.unset.append(problem)
             elif isinstance(raw, dict):
                 values[name] = self.read(rule, raw, here)
             else:
@@ -208,5 +222,5 @@ class _Reader:
         if not re.fullmatch(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}", match[0]):
             raise ValueError(f"has {match[0]!r}, which names no variable. Write ${{NAME}}, or $${{ for a plain ${{")
         if match[1] not in self.environ:
-            raise ValueError(f"needs the environment variable {match[1]}, which is not set")
+            raise Unset(f"needs the environment variable {match[1]}, which is not set")
         return self.environ[match[1]]

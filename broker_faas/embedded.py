@@ -252,6 +252,8 @@ def _configuration(folder: Path, port: int, identity: dict[str, Any]) -> str:
         "write_deadline": "5s",
         "ping_interval": "20s",
         "ping_max": 2,
+        "lame_duck_duration": "30s",
+        "lame_duck_grace_period": "5s",
         "jetstream": {
             "store_dir": str(folder / "js"),
             "sync_interval": "always",  # acknowledged means on disk

@@ -19,6 +19,8 @@ FaasError
 
 from __future__ import annotations
 
+MAX_DELAY = 30 * 86400.0  # seconds until another attempt
+
 
 class FaasError(Exception):
     """Root of the tree. str(error) says what, where and what to do."""
@@ -60,7 +62,7 @@ class BusUnavailable(BusError):
 
 
 class BusFull(BusError):
-    """No space left for this kind of event; nothing was stored."""
+    """No space left for this kind of event. Of several that were published together, others may be stored."""
 
 
 class BusRefused(BusError):
@@ -90,7 +92,7 @@ class Retry(FaasError):
     """
 
     def __init__(self, reason: str = "", *, after: float | None = None) -> None:
-        if after is not None and not 0 <= after <= 30 * 86400:
+        if after is not None and not 0 <= after <= MAX_DELAY:
             raise ValueError(f"Retry(after={after}) must lie between 0 and 30 days (2,592,000 seconds)")
         super().__init__(reason or "the function asked for another attempt")
         self.after = after

@@ -6,6 +6,7 @@ nothing is decoded until somebody asks.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -260,9 +261,14 @@ def _bytes(data: Any, datacontenttype: str | None) -> tuple[bytes | None, str | 
         except UnicodeEncodeError as error:
             raise EventInvalid(f"data is no text that UTF-8 can hold: {error}") from None
     try:
-        return orjson.dumps(data, default=_jsonable), datacontenttype or "application/json"
+        written = orjson.dumps(data, default=_jsonable)
+        if b"null" in written:  # which orjson also writes for NaN and the infinities, and a reader would take for None
+            json.dumps(data, default=_jsonable, allow_nan=False)
+        return written, datacontenttype or "application/json"
     except orjson.JSONEncodeError as error:
         raise EventInvalid(f"data of type {type(data).__name__} cannot be written as JSON: {error.__cause__ or error}") from None
+    except ValueError:
+        raise EventInvalid("data holds NaN or an infinity, which JSON has no word for: send None, or a string") from None
 
 
 def _jsonable(value: Any) -> Any:

@@ -26,7 +26,7 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 
 from .attributes import canonical
-from .errors import ConfigError, FaasError
+from .errors import MAX_DELAY, ConfigError, FaasError, Reject
 from .event import CloudEvent
 from .layout import output_id, project_source
 from .signature import Shape, UnresolvedAnnotation, location, shape
@@ -35,6 +35,7 @@ from .where import Filter
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 MAX_NAME = 60  # characters
+MAX_HOPS = 16  # functions in a row; AWS Lambda stops a recursion there too
 
 
 def _require(option: str, value: object, rule: str, ok: bool) -> None:
@@ -67,8 +68,8 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         low, high = self.min_backoff, self.max_backoff
         _require("max_attempts", self.max_attempts, "be a whole number of at least 1", _is_count(self.max_attempts))
-        _require("min_backoff", low, "be seconds, 0 or more", _is_number(low) and low >= 0)
-        _require("max_backoff", high, "be seconds, min_backoff or more", _is_number(high) and high >= low)
+        _require("min_backoff", low, "be seconds, 0 or more, at most 30 days", _is_number(low) and 0 <= low <= MAX_DELAY)
+        _require("max_backoff", high, "be seconds, min_backoff or more, at most 30 days", _is_number(high) and low <= high <= MAX_DELAY)
         _require("factor", self.factor, "be a number of at least 1", _is_number(self.factor) and self.factor >= 1)
         _require("jitter", self.jitter, "lie between 0 and 1", _is_number(self.jitter) and 0 <= self.jitter <= 1)
 
@@ -275,12 +276,12 @@ class Context:
 
         type: the topic if not given. key: of the event being handled if not given. attributes: time, datacontenttype, dataschema
         and extensions. Its id is derived from the event being handled and its place among the outputs, and it has no time of its own:
-        another attempt makes the same bytes, and the bus stores them once. Raises TopicInvalid, EventInvalid.
+        another attempt makes the same bytes, and the bus stores them once. Raises TopicInvalid, EventInvalid, Reject (see next_hop).
         """
         check_topic(topic)
         cause = self.event
         event = CloudEvent(
-            id=output_id(cause, len(self.outputs)),
+            id=output_id(cause, len(self.outputs), self.topic),
             source=project_source(self.project, self.function),
             type=type or topic,
             data=data,
@@ -289,11 +290,24 @@ class Context:
                 "partitionkey": cause.partitionkey if key is None else key,
                 "correlationid": cause.get("correlationid", cause.id),
                 "causationid": cause.id,
+                "hops": next_hop(cause),
                 **attributes,
             },
         )
         self.outputs.append((topic, event))
         return event
+
+
+def next_hop(cause: CloudEvent) -> str:
+    """Extension `hops` of what a function sends on `cause`: how many functions led to it. Raises Reject beyond MAX_HOPS.
+
+    Functions that feed each other, or one that feeds itself, would go on for ever and fill the bus.
+    """
+    had = cause.get("hops") or ""
+    hops = 1 + (int(had) if had.isascii() and had.isdecimal() and len(had) < 4 else 0)
+    if hops > MAX_HOPS:
+        raise Reject(f"the event came through {MAX_HOPS} functions, one after the other: do they feed each other? It may not be sent on")
+    return str(hops)
 
 
 class _CallLog(logging.LoggerAdapter[logging.Logger]):

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from .decide import FAILED, INVALID, REJECTED, RETRY
-from .errors import ConfigError, EventError, EventInvalid, Reject, Retry
+from .errors import MAX_DELAY, ConfigError, EventError, EventInvalid, Reject, Retry
 from .event import CloudEvent
-from .function import Context, Function
+from .function import Context, Function, next_hop
 
 Arguments = Callable[[CloudEvent, Context], tuple[Any, ...]]
 Output = tuple[str, CloudEvent]
@@ -80,10 +80,15 @@ def outputs(function: Function[Any], result: Any, event: CloudEvent, ctx: Contex
         return ctx.outputs
     if returned and not function.sends:
         raise Reject(_NOWHERE)
-    key = event.partitionkey
+    if not returned:
+        return ctx.outputs
+    key, hops = event.partitionkey, next_hop(event)
     sent = list(ctx.outputs)
     for item in returned:
-        sent.append((function.sends or "", item.replace(partitionkey=key) if key and not item.partitionkey else item))
+        attributes = {**item.attributes, "hops": hops}
+        if key:
+            attributes.setdefault("partitionkey", key)
+        sent.append((function.sends or "", CloudEvent.of(attributes, item.data)))
     if len({(topic, item.source, item.id) for topic, item in sent}) < len(sent):
         raise Reject(
             "two of the events it sends have one topic, source and id: the bus would keep the first. Give each its own id, or use ctx.emit"
@@ -98,8 +103,11 @@ def classify(error: BaseException) -> Failure:
     A deadline is the runtime's to tell: a TimeoutError from here is the user's own.
     """
     match error:
-        case Retry():
+        case Retry() if error.after is None or _is_delay(error.after):
             return Failure(RETRY, _line(error), _detail(error), error.after)
+        case Retry():  # a subclass may set it to anything
+            reason = f"Retry.after={error.after!r:.50} must lie between 0 and 30 days, in seconds"
+            return Failure(FAILED, _sendable(reason), _detail(error), None)
         case Reject():
             return Failure(REJECTED, _line(error), _detail(error), None)
         case EventError():
@@ -173,6 +181,10 @@ _MAX_REASON = 1000  # characters; layout.dead_record keeps no more
 _MAX_DETAIL = 16 << 10  # characters of the traceback's end; a dead letter keeps 8 KiB of wire
 _STDLIB = os.path.dirname(os.__file__)
 _OURS = (os.path.dirname(__file__) + os.sep, os.path.join(_STDLIB, "asyncio", ""), os.path.join(_STDLIB, "concurrent", ""))
+
+
+def _is_delay(after: Any) -> bool:
+    return isinstance(after, int | float) and 0 <= after <= MAX_DELAY
 
 
 def _line(error: BaseException) -> str:

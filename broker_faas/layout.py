@@ -55,9 +55,9 @@ def key_hash(*parts: str) -> str:
     return blake2b("\0".join(parts).encode(), digest_size=11).hexdigest()
 
 
-def output_id(event: CloudEvent, n: int) -> str:
-    """Id of the n-th output (from 0) of a function on `event`; the output's source names the function."""
-    return f"{key_hash(event.source, event.id)}.{n}"
+def output_id(event: CloudEvent, n: int, topic: str) -> str:
+    """Id of the n-th output (from 0) of a function on `event`, which came from `topic`; the output's source names the function."""
+    return f"{key_hash(topic, event.source, event.id)}.{n}"
 
 
 def project_source(project: str, function: str) -> str:
@@ -123,6 +123,12 @@ def retry_record(queue: Queue, delivery: Delivery, attempts: int, at: float) -> 
         + event_headers(delivery.headers)
     )
     return Record(f"at.{queue.name}.{from_.sequence}.{attempts}", f"at:{queue.name}:{from_.sequence}:{attempts}", headers, delivery.data)
+
+
+def back_record(queue: Queue, delivery: Delivery, attempts: int, at: float) -> Record:
+    """Handed back by a worker that did not run it: as retry_record(), with as many attempts as before. Stored once a delivery."""
+    record = retry_record(queue, delivery, attempts, at)
+    return record._replace(msg_id=f"back:{queue.name}:{delivery.source}:{delivery.seq}")
 
 
 def dead_record(queue: Queue, delivery: Delivery, *, reason: str, detail: str, attempts: int, now: float, version: str) -> Record:

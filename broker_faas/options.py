@@ -233,5 +233,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def masked(shown: str) -> str:
-    """Text without the user and password of the urls in it."""
-    return re.sub(r"//[^/@\s]*@", "//…@", shown)
+    """Text without the user and password of the urls in it, and of what was meant to be one."""
+    return re.sub(r"//[^\s,'\"]*@", "//…@", shown) if "//" in shown else re.sub(r"[^\s,'\"]+@", "…@", shown)

@@ -18,12 +18,15 @@ class Aborted(Exception):
 
 
 async def run(*services: Service, grace: float = 25.0, stop: asyncio.Event | None = None) -> None:
-    """Run services until one returns, fails, or a SIGTERM or SIGINT comes.
+    """Run services until one returns, fails, or a SIGTERM, SIGINT or SIGHUP (the terminal is closed) comes.
 
     First signal: every service drains; after `grace` seconds it is cancelled and hands back what it holds. Second signal:
     cancelled at once; raises Aborted. A service that returns or fails ends the others; its error is raised. Main thread only.
     """
     stop = stop or asyncio.Event()
+    signals = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+        signals.append(signal.SIGHUP)
     cancelled = aborted = False
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
@@ -61,7 +64,7 @@ async def run(*services: Service, grace: float = 25.0, stop: asyncio.Event | Non
         if not overtime:
             drain("a service ended")
 
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in signals:
         loop.add_signal_handler(signum, on_signal, signum)
     try:
         async with asyncio.TaskGroup() as group:
@@ -76,7 +79,7 @@ async def run(*services: Service, grace: float = 25.0, stop: asyncio.Event | Non
     finally:
         if overtime:
             overtime.cancel()
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in signals:
             loop.remove_signal_handler(signum)
     if failures:
         raise first(failures[0])

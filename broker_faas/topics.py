@@ -23,6 +23,8 @@ def is_topic(topic: str) -> bool:
 
 def check_topic(topic: str) -> str:
     """The topic itself, or TopicInvalid saying which part is wrong."""
+    if not isinstance(topic, str):
+        raise TopicInvalid(f"a topic is a string like 'orders.created', not {type(topic).__name__}")
     if is_topic(topic):
         return topic
     hint = "Topics are dot-separated words of letters, digits, '_' and '-', like 'orders.created'."

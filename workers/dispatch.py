@@ -1,8 +1,9 @@
 """Pool: the executors of one group of functions in this worker. Who runs what, how many there are, and who is to blame.
 
-Calls wait here until an executor has room. An executor gets as many as it will finish in LOOKAHEAD seconds beyond what
-it can overlap, so that frames are large under load and nothing queues behind a slow call. The pool grows when calls
-have waited GROW_AFTER, and shrinks to nothing when idle.
+Calls wait here, each function's by themselves, until an executor has room. Of every function an executor gets as many as it
+will finish in LOOKAHEAD seconds beyond what it can overlap, so that frames are large under load, nothing queues behind a slow
+call, and a slow function takes no room from another. The pool grows when calls have waited GROW_AFTER, and shrinks to nothing
+when idle.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 
 from ..decide import CRASHED, TIMEOUT
@@ -20,7 +21,8 @@ from .executor import Call, Executor, Exit, Group, Outcome
 log = logging.getLogger(__name__)
 
 LOOKAHEAD = 0.05  # seconds of work an executor may have queued
-GROW_AFTER = 0.025  # seconds a call waits before another executor is worth its fork (1.5 ms, 7 MB)
+GROW_AFTER = 0.025  # seconds that calls wait before another executor is worth its fork (1.5 ms, 7 MB)
+SICK_AFTER = 3  # executors in a row that did not start or died with nothing to blame it on
 IDLE = 60.0  # seconds without a call before an executor ends
 CLOSE = 5.0  # seconds for executors to leave their lifespan
 KILL_AFTER = 2.0  # seconds between the deadline (the executor cancels) and SIGKILL to its process group
@@ -49,26 +51,27 @@ class Pool:
     ) -> None:
         self.group = group
         self.size = size
-        self.rate = 0.0  # outcomes a second of one executor, smoothed
         self._fork = fork
         self._settle = settle
         self._tasks = tasks
         self._recycle_events = recycle_events
         self._recycle_bytes = recycle_bytes
-        self._waiting: deque[tuple[float, Call]] = deque()
+        self._waiting: dict[int, deque[Call]] = {}  # of functions that have some
+        self._since: dict[int, float] = {}  # since when
         self._suspects: deque[Call] = deque()  # their last executor died under them: each runs alone now
         self._executors: dict[Executor, float] = {}  # → when it last had something to do
         self._alone: dict[Executor, int] = {}  # executors that run one suspect and nothing else → its call
         self._retired: set[Executor] = set()  # they finish what they have
         self._overdue: dict[Executor, int] = {}  # killed for this call's deadline
-        self._forking = 0
+        self._forks: set[asyncio.Task[None]] = set()
         self._failures = 0
         self._not_before = 0.0
         self._closed = False
         self._gone = asyncio.Event()  # set when an executor ended or did not start
-        self._answered = 0
+        self._overlap = [1 if group.sync else spec.concurrency for spec in group.functions]
+        self._rates = [0.0] * len(self._overlap)  # outcomes a second of one executor, smoothed
+        self._answered = [0] * len(self._overlap)
         self._measured = monotonic()
-        self._overlap = 1 if group.sync else max((spec.concurrency for spec in group.functions), default=1)
 
     @property
     def executors(self) -> list[Executor]:
@@ -77,24 +80,35 @@ class Pool:
     @property
     def calls(self) -> int:
         """Calls without an outcome."""
-        return len(self._waiting) + len(self._suspects) + sum(len(e.inflight) for e in self.executors)
+        return sum(map(len, self._waiting.values())) + len(self._suspects) + sum(len(e.inflight) for e in self.executors)
+
+    @property
+    def sick(self) -> bool:
+        """No executor can be had for now. Another node may be luckier."""
+        return self._failures >= SICK_AFTER and not self.executors and not self._forks
+
+    def withdraw(self, function: int) -> list[Call]:
+        """The calls of this function that no executor has; they are not this pool's any more."""
+        self._since.pop(function, None)
+        return [*self._waiting.pop(function, ())]
 
     def submit(self, calls: list[Call], *, alone: bool = False) -> None:
         if alone:
             self._suspects.extend(calls)
         else:
-            now = monotonic()
-            self._waiting.extend((now, call) for call in calls)
+            self._wait(calls)
         self._pump()
 
     async def close(self) -> None:
         """Ends every executor in order, lifespan included; they have CLOSE seconds. Its calls are over."""
         self._closed = True
+        for fork in self._forks:
+            fork.cancel()
         for executor in [*self._executors]:
             self._retire(executor)
         try:
             async with asyncio.timeout(CLOSE):
-                while self.executors or self._forking:
+                while self.executors or self._forks:
                     self._gone.clear()
                     await self._gone.wait()
         except TimeoutError:
@@ -102,6 +116,8 @@ class Pool:
 
     def kill(self, why: str) -> None:
         self._closed = True
+        for fork in self._forks:
+            fork.cancel()
         for executor in self.executors:
             executor.kill(why)
 
@@ -110,7 +126,9 @@ class Pool:
     def outcomes(self, executor: Executor, pairs: list[tuple[Call, Outcome]]) -> None:
         if self._closed:
             return  # its events were handed back
-        self._answered += len(pairs)
+        answered = self._answered
+        for call, _ in pairs:
+            answered[call.function] += 1
         self._failures = 0
         if not executor.inflight:
             self._alone.pop(executor, None)  # it survived the suspect: an executor like any other
@@ -119,62 +137,69 @@ class Pool:
         self._settle(pairs)
         if self._suspects:
             self._run_suspect()
+        if self._recycle_events and executor.events >= self._recycle_events and executor in self._executors:
+            self._retire(executor)
         if len(self._executors) > self.size and executor in self._executors and not executor.inflight:
             self._retire(executor)  # it was forked for a suspect
         self._pump()
 
     def exited(self, executor: Executor, exit: Exit) -> None:
-        """Only what a call did itself is charged to it: its deadline, or a crash while nothing else ran."""
+        """Only what a call did itself is charged to it: its deadline, or an end while nothing else ran.
+
+        Where nobody is to blame, the calls run again; those to which that happens twice run alone from then on.
+        """
         self._executors.pop(executor, None)
+        asked_to = executor in self._retired
         self._retired.discard(executor)
         self._gone.set()
         alone = self._alone.pop(executor, None)
         if self._closed:
             return
-        overdue = self._overdue.pop(executor, None)
         left = dict(executor.inflight)
-        charged: list[tuple[Call, Outcome]] = []
-        if overdue is not None:
-            if call := left.pop(overdue, None):  # else it ended at the last moment
-                timeout = self.group.functions[call.function].timeout
-                reason = f"still running {KILL_AFTER:g} s after its deadline of {timeout:g} s: killed"
-                charged.append((call, Outcome(call.id, TIMEOUT, reason, "", None, [])))
-        elif exit.zygote_died:
-            log.warning("zygote died; its executors went with it, nothing is charged", extra={"pool": self.group.name, "calls": len(left)})
-        else:
-            running = [left.pop(id) for id in [*left] if id in exit.running or id == alone]
-            if len(running) == 1:
-                call = running[0]
-                charged.append((call, Outcome(call.id, CRASHED, f"executor ended while running it: {exit.reason}", "", None, [])))
-            else:
-                self._suspects.extend(running)
-            if not running:
-                self._back_off()
-            if left or running:
-                log.warning(
-                    "executor died", extra={"pool": self.group.name, "reason": exit.reason, "running": len(running), "uncharged": len(left)}
-                )
-        now = monotonic()
-        self._waiting.extendleft((now, call) for call in reversed(left.values()))
+        running = {id for id in left if id in exit.running or id == alone}
+        guilty, outcome = self._guilty(exit, running, alone, self._overdue.pop(executor, None))
+        charged = left.pop(guilty, None)
+        if charged is None:
+            for call in left.values():
+                call.deaths += call.id in running or not exit.zygote_died
+        if not running and not exit.zygote_died and (left or not asked_to):
+            self._back_off()
+        if left or charged:
+            fields = {"pool": self.group.name, "reason": exit.reason, "running": len(running), "uncharged": len(left)}
+            log.warning("executor died", extra=fields)
+        several = len(running) > 1 and not exit.zygote_died and charged is None
+        suspects = [call for call in left.values() if call.deaths > 1 or (several and call.id in running)]
+        self._suspects.extend(suspects)
+        self._wait([call for call in left.values() if call not in suspects], first=True)
         if charged:
-            self._settle(charged)
+            self._settle([(charged, outcome._replace(call=charged.id))])
         self._pump()
+
+    def _guilty(self, exit: Exit, running: set[int], alone: int | None, overdue: int | None) -> tuple[int, Outcome]:
+        """The call to charge (0: none), and with what."""
+        if overdue is not None:
+            return overdue, Outcome(0, TIMEOUT, f"still running {KILL_AFTER:g} s after its deadline: killed", "", None, [])
+        if exit.zygote_died:
+            reason = f"the process that executors are forked from died while only it ran: {exit.reason}"
+            return alone or 0, Outcome(0, CRASHED, reason, "", None, [])
+        reason = f"executor ended while running it: {exit.reason}"
+        return (next(iter(running)) if len(running) == 1 else 0), Outcome(0, CRASHED, reason, "", None, [])
 
     # --- what time brings
 
     def tick(self, now: float) -> None:
         """Deadlines, growth, idleness. Called every 25 ms while there are calls, every 250 ms otherwise."""
         if now - self._measured >= 0.1:
-            fresh = self._answered / (now - self._measured) / max(1, len(self._executors))
-            self.rate = fresh if fresh > self.rate else self.rate * 0.7 + fresh * 0.3
-            self._answered, self._measured = 0, now
+            share = 1 / (now - self._measured) / max(1, len(self._executors))
+            self._rates = [max(n * share, rate * 0.7 + n * share * 0.3) for n, rate in zip(self._answered, self._rates, strict=True)]
+            self._answered, self._measured = [0] * len(self._answered), now
         for executor in self.executors:
             if executor.inflight:
                 self._kill_overdue(executor, now)
             if executor in self._executors and (self._is_worn(executor) or self._is_idle(executor, now)):
                 self._retire(executor)
-        if self._waiting and now - self._waiting[0][0] > GROW_AFTER and not self._forking:
-            self._grow()
+        if self._since and now - min(self._since.values()) > GROW_AFTER:
+            self._grow(max(-(-len(waiting) // self._overlap[function]) for function, waiting in self._waiting.items()))
         self._pump()
 
     def _kill_overdue(self, executor: Executor, now: float) -> None:
@@ -189,8 +214,14 @@ class Pool:
 
     # --- who runs what
 
-    def _window(self) -> int:
-        return min(WINDOW, self._overlap + int(self.rate * LOOKAHEAD))
+    def _wait(self, calls: Iterable[Call], *, first: bool = False) -> None:
+        """first: before those that wait already."""
+        for call in reversed([*calls]) if first else calls:
+            waiting = self._waiting.get(call.function)
+            if waiting is None:
+                waiting = self._waiting[call.function] = deque()
+                self._since[call.function] = monotonic()
+            (waiting.appendleft if first else waiting.append)(call)
 
     def _pump(self) -> None:
         if self._suspects:
@@ -198,23 +229,31 @@ class Pool:
         if not self._waiting:
             return
         if not self._executors:
-            return self._grow() if not self._forking else None
-        window = self._window()
-        free = sorted((e for e in self._executors if not e.paused), key=lambda e: len(e.inflight))
-        share = -(-(len(self._waiting) + sum(len(e.inflight) for e in free)) // max(1, len(free)))  # evenly, not all to the first
-        for executor in free:
-            room = min(window, share) - len(executor.inflight)
-            size = executor.inflight_bytes
-            calls: list[Call] = []
-            while room > len(calls) and self._waiting:
-                _, call = self._waiting[0]
-                size += len(call.data) + len(call.headers)
-                if size > WINDOW_BYTES and (calls or executor.inflight):
-                    break
-                self._waiting.popleft()
-                calls.append(call)
-            if calls:
-                executor.run(calls)
+            return self._grow() if not self._forks else None
+        free = [executor for executor in self._executors if not executor.paused]
+        batches: dict[Executor, list[Call]] = {executor: [] for executor in free}
+        sizes = {executor: executor.inflight_bytes for executor in free}
+        for function, waiting in [*self._waiting.items()]:
+            window = min(WINDOW, self._overlap[function] + int(self._rates[function] * LOOKAHEAD))
+            free.sort(key=lambda executor: executor.load[function])
+            share = -(-(len(waiting) + sum(executor.load[function] for executor in free)) // max(1, len(free)))  # evenly
+            for executor in free:
+                batch = batches[executor]
+                room = min(window, share) - executor.load[function]
+                if self._recycle_events:
+                    room = min(room, self._recycle_events - executor.events - len(executor.inflight) - len(batch))
+                while room > 0 and waiting:
+                    size = len(waiting[0].data) + len(waiting[0].headers)
+                    if sizes[executor] + size > WINDOW_BYTES and (batch or executor.inflight):
+                        break
+                    sizes[executor] += size
+                    batch.append(waiting.popleft())
+                    room -= 1
+            if not waiting:
+                del self._waiting[function], self._since[function]
+        for executor, batch in batches.items():
+            if batch:
+                executor.run(batch)
 
     def _run_suspect(self) -> None:
         """One suspect an executor. An idle executor serves; else one more is forked, even beyond `size`."""
@@ -225,34 +264,38 @@ class Pool:
             del self._executors[executor]
             self._alone[executor] = call.id
             executor.run([call])
-        if self._suspects and len(self._alone) + self._forking < 2:
+        if self._suspects and len(self._alone) + len(self._forks) < 2:
             self._grow(even_if_full=True)
 
     # --- how many
 
-    def _grow(self, even_if_full: bool = False) -> None:
+    def _grow(self, wanted: int = 1, *, even_if_full: bool = False) -> None:
+        """Executors on their way become `wanted`, as far as `size` goes."""
         if self._closed or monotonic() < self._not_before:
             return  # tick() asks again
-        if not even_if_full and len(self._executors) + self._forking >= self.size:
-            return
-        self._forking += 1
-        self._tasks.create_task(self._add())
+        room = 1 if even_if_full else self.size - len(self._executors) - len(self._forks)
+        for _ in range(min(wanted - len(self._forks), room)):
+            fork = self._tasks.create_task(self._add())
+            self._forks.add(fork)
+            fork.add_done_callback(self._forked)
+
+    def _forked(self, fork: asyncio.Task[None]) -> None:
+        self._forks.discard(fork)
+        self._gone.set()
+        if not self._closed and not fork.cancelled():
+            self._pump()
 
     async def _add(self) -> None:
         try:
             executor = await self._fork(self.group, self)
-        except ExecutorError as error:  # e.g. its lifespan failed: the events wait on the bus, and lag shows it
+        except ExecutorError as error:  # e.g. its lifespan failed: the events wait, and lag shows it
             self._back_off()
             wait = round(self._not_before - monotonic(), 1)
             log.error("executor did not start", extra={"pool": self.group.name, "reason": str(error), "retry_s": wait})
             return
-        finally:
-            self._forking -= 1
-            self._gone.set()
         self._executors[executor] = monotonic()
         if self._closed:
-            return self._retire(executor)
-        self._pump()
+            self._retire(executor)
 
     def _back_off(self) -> None:
         """An executor that died with nothing to blame it on: the next one waits 0.5, 1, 2, … 30 s. Any outcome resets it."""

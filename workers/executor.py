@@ -13,7 +13,7 @@ from time import monotonic
 from typing import NamedTuple, Protocol, cast
 
 from ..decide import OK, TIMEOUT
-from ..errors import ExecutorError, ProtocolError
+from ..errors import MAX_DELAY, ExecutorError, ProtocolError
 from ..function import Spec
 from .frames import SLOTS, VERSION, Done, Drain, Failed, Hello, Log, Ready, Run, Setup, Splitter, decode_for_worker, encode
 from .frames import Outcome as Outcome
@@ -23,15 +23,15 @@ HIGH_WATER = 4 << 20  # bytes not taken yet by an executor, above which it is `p
 OUTPUT_RATE = 64 << 10  # bytes a second of output outside of calls (C code, subprocesses); the rest is read and dropped
 MAX_REASON = 1000  # characters; MAX_DETAIL likewise: what a dead letter could keep at most
 MAX_DETAIL = 16 << 10
-MAX_AFTER = 30 * 86400.0
 
 
 class Call:
     """One event for one function. id: unique in this worker, not 0. Subclasses may hang anything on it."""
 
-    __slots__ = ("attempt", "data", "function", "headers", "id", "topic")
+    __slots__ = ("attempt", "data", "deaths", "function", "headers", "id", "topic")
 
     def __init__(self, id: int, function: int, topic: str, attempt: int, headers: bytes, data: bytes) -> None:
+        self.deaths = 0  # of executors that had it, and that nobody was to blame for
         self.id = id
         self.function = function  # its place in the group's functions
         self.topic = topic
@@ -95,7 +95,10 @@ SUCCESS = Outcome(0, OK, "", "", None, [])  # of every call that sends nothing: 
 
 
 class Executor(asyncio.Protocol):
-    """inflight: calls sent and not answered. paused: it does not take what is sent; send no more. events: calls answered so far."""
+    """inflight: calls sent and not answered; load: how many of each function. paused: it takes nothing for now; send no more.
+
+    events: calls answered so far.
+    """
 
     def __init__(self, id: int, group: Group, listener: Listener, output: Output, forget: Callable[[int], object]) -> None:
         """forget: called with the id when all is over."""
@@ -104,6 +107,7 @@ class Executor(asyncio.Protocol):
         self.pid = 0
         self.inflight: dict[int, Call] = {}
         self.inflight_bytes = 0
+        self.load = [0] * len(group.functions)
         self.paused = False
         self.events = 0
         self.moved = monotonic()  # when it last answered, or was given something while idle
@@ -130,6 +134,7 @@ class Executor(asyncio.Protocol):
             self.moved = monotonic()
         for call in calls:
             self.inflight[call.id] = call
+            self.load[call.function] += 1
             self.inflight_bytes += len(call.headers) + len(call.data)
         self._send_calls(calls)
 
@@ -235,7 +240,7 @@ class Executor(asyncio.Protocol):
         if status < 0 or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and self._why):
             return self._why
         if os.WIFSIGNALED(status):
-            name = signal.Signals(os.WTERMSIG(status)).name
+            name = signal_name(os.WTERMSIG(status))
             return name + (" (out of memory?)" if name == "SIGKILL" else "")
         code = os.WEXITSTATUS(status)
         return "drained" if code == 0 and self._drained else f"exit code {code}"
@@ -289,7 +294,8 @@ class Executor(asyncio.Protocol):
             for id in ok:
                 pairs.append((self._answered(id), SUCCESS))
             for outcome in others:
-                pairs.append((self._answered(outcome.call), _checked(outcome)))
+                checked = _checked(outcome)  # first: a call that is popped and not reported would be lost
+                pairs.append((self._answered(outcome.call), checked))
         finally:
             self.events += len(pairs)
             self.moved = monotonic()
@@ -300,6 +306,7 @@ class Executor(asyncio.Protocol):
         call = self.inflight.pop(id, None)
         if call is None:
             raise ProtocolError(f"an outcome of call {id}, which it does not have")
+        self.load[call.function] -= 1
         self.inflight_bytes -= len(call.headers) + len(call.data)
         return call
 
@@ -313,6 +320,13 @@ class Executor(asyncio.Protocol):
             self._send_calls(calls[len(calls) // 2 :])
         else:
             self._transport.write(frame)
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 class _Pipe:
@@ -370,7 +384,7 @@ class _Pipe:
 def _checked(outcome: Outcome) -> Outcome:
     if not OK <= outcome.status <= TIMEOUT:
         raise ProtocolError(f"status {outcome.status}")
-    if outcome.after is not None and not 0 <= outcome.after <= MAX_AFTER:
+    if outcome.after is not None and not 0 <= outcome.after <= MAX_DELAY:
         raise ProtocolError(f"after {outcome.after}")
     if len(outcome.reason) > MAX_REASON or len(outcome.detail) > MAX_DETAIL:
         return outcome._replace(reason=outcome.reason[:MAX_REASON], detail=outcome.detail[-MAX_DETAIL:])

@@ -71,6 +71,19 @@ class Feed:
         self.counts.accepted += 1
         return held
 
+    def fresh(self, batch: list[Delivery]) -> list[Delivery]:
+        """Without those that are held already: their lease ended while the bus could not be reached. They go on, under the new lease."""
+        if all(delivery.deliveries == 1 for delivery in batch):
+            return batch
+        here = {(held.delivery.source, held.delivery.seq): held for held in self.held.values()}
+        fresh = []
+        for delivery in batch:
+            if held := here.get((delivery.source, delivery.seq)):
+                held.delivery = delivery
+            else:
+                fresh.append(delivery)
+        return fresh
+
     def settle(self, done: list[Held], again: list[tuple[Held, float]]) -> None:
         """Lets go of events: acknowledged, or handed back for so many seconds. One write."""
         for held in done:
@@ -90,11 +103,13 @@ class Feed:
         if self.held and self.subscription:
             self.subscription.settle((), (), [held.delivery for held in self.held.values()])
 
-    def hand_back(self) -> None:
-        """All of it, to be delivered to another worker at once."""
-        if self.held and self.subscription:
-            self.subscription.settle((), [(held.delivery, 0.0) for held in self.held.values()])
+    def hand_back(self, stored: list[Held]) -> None:
+        """All of it, to be delivered to another worker at once. stored: of these a copy is on its way there."""
         self.counts.handed_back += len(self.held)
+        for held in stored:
+            self.held.pop(held.id, None)
+        if self.subscription:
+            self.subscription.settle([held.delivery for held in stored], [(held.delivery, 0.0) for held in self.held.values()])
         self.held.clear()
 
     def crashed(self, held: Held) -> None:
@@ -118,5 +133,7 @@ class Feed:
             self._ended, self._measured = 0, now
         if self.subscription:
             # Sync calls do not overlap within an executor: the pool forks as many as `concurrency` for them.
-            at_once = self.spec.concurrency * (1 if self.spec.sync else max(1, len(self.pool.executors)))
-            self.subscription.prefetch = min(MAX_PREFETCH, at_once + 1 + int(self._rate * HORIZON))
+            # Of async ones, so many that another executor would have something to do: the pool grows when calls wait.
+            at_once = self.spec.concurrency * (1 if self.spec.sync else min(self.pool.size, len(self.pool.executors) + 1))
+            probe = self.pool.sick and not self.spec.ordered
+            self.subscription.prefetch = 1 if probe else min(MAX_PREFETCH, at_once + 1 + int(self._rate * HORIZON))

@@ -13,7 +13,7 @@ import msgspec
 
 from ..bus import Bus
 from ..config import Config, FunctionConfig
-from ..errors import ConfigError, ExecutorError
+from ..errors import ConfigError
 from ..function import Spec
 from ..service import first as first_of
 from .dispatch import Pool
@@ -77,12 +77,12 @@ class _Zygotes:
         self._config = config
         self._environ = environ
         self._output = output
-        self._now: Zygote | None = None
+        self._now: Zygote
+        self._up = asyncio.Event()
         self.specs: list[Spec] = []
 
     async def fork(self, group: Group, pool: Pool) -> Executor:
-        if self._now is None:
-            raise ExecutorError("the zygote died; a new one is on its way")
+        await self._up.wait()  # after a death, a new one is on its way
         return await self._now.fork(group, pool)
 
     async def run(self, first: asyncio.Event) -> None:
@@ -120,9 +120,10 @@ class _Zygotes:
                 self.specs = zygote.specs
                 config.check_functions(spec.name for spec in zygote.specs)
             self._now = zygote
+            self._up.set()
             first.set()
             try:
                 await zygote.closed.wait()
             finally:
-                self._now = None
+                self._up.clear()
             log.error("zygote died; its calls run again", extra={"pid": zygote.pid})

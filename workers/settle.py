@@ -11,13 +11,15 @@ from zlib import crc32
 
 from ..bus import Bus, Record
 from ..decide import CRASHED, OK, Decision, decide
-from ..errors import BusFull, BusUnavailable, EventError, EventTooLarge
+from ..errors import BusError, BusFull, BusUnavailable, EventError, EventTooLarge
 from ..event import CloudEvent
-from ..layout import cut, dead_record, event_record, retry_record
+from ..layout import back_record, cut, dead_record, event_record, retry_record
 from .executor import Call, Outcome
 from .feed import Feed, Held
 
 log = logging.getLogger(__name__)
+
+HAND_BACK = 2.0  # seconds that a worker which stops at once takes to store what it hands back
 
 
 class Unstored(NamedTuple):
@@ -66,23 +68,28 @@ class Settler:
         self._filled.set()
 
     async def run(self) -> None:
-        """For ever. First attempts share one publish. A later attempt's outputs may be stored already, and one
-        duplicate would reject a whole batch: those go by themselves."""
+        """For ever. What came together is one publish."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._try_again())
             while True:
                 await self._filled.wait()
                 self._filled.clear()
                 ready, self._outbox = self._outbox, []
-                batch: list[Unstored] = []
-                for held, outcome, decision in ready:
-                    one = _unstored(held, outcome, decision)
-                    if held.attempt > 1:
-                        await self._store([one])
-                    else:
-                        batch.append(one)
-                if batch:
-                    await self._store(batch)
+                await self._store([_unstored(*one) for one in ready])
+
+    async def hand_back(self, events: list[Held]) -> None:
+        """Lets go of events that did not run, or not to their end, because this worker stops: without charging them an attempt.
+
+        Ordered ones keep their place instead, and so do all if the bus takes nothing now: then the delivery counts.
+        """
+        stored = [held for held in events if not held.feed.spec.ordered]
+        try:
+            async with asyncio.timeout(HAND_BACK):
+                await self._bus.publish([_back(held, 0.0) for held in stored], output=True)
+        except (BusError, EventTooLarge, TimeoutError):
+            stored = []
+        for feed in {held.feed for held in events}:
+            feed.hand_back([held for held in stored if held.feed is feed])
 
     async def _store(self, batch: list[Unstored]) -> None:
         """All in one publish, else each by itself: only what is settled can be freed, so one that finds no room holds up no other."""
@@ -115,11 +122,11 @@ class Settler:
             delay = min(5.0, delay * 2) if self._waiting else 0.1
 
     async def publish(self, records: list[Record]) -> None:
-        """Until they are stored, as in _try_again()."""
+        """What a client published, until it is stored."""
         delay = 0.1
         while True:
             try:
-                await self._bus.publish(records, output=True)
+                await self._bus.publish(records)
                 return
             except (BusUnavailable, BusFull) as error:
                 log.warning("delayed events wait for the bus", extra={"records": len(records), "reason": str(error), "retry_s": delay})
@@ -143,6 +150,8 @@ class Settler:
                 case "scheduled":  # accepted again when it comes again
                     counts.retried += 1
                     counts.accepted -= 1
+                case "back":
+                    counts.handed_back += 1
             done.setdefault(held.feed, []).append(held)
         for feed, held_events in done.items():
             feed.settle(held_events, [])
@@ -178,7 +187,13 @@ def _unstored(held: Held, outcome: Outcome, decision: Decision) -> Unstored:
     if decision.fate == "scheduled":
         retry = retry_record(held.feed.queue, held.delivery, held.attempt, time() + decision.delay)
         return Unstored(held, outcome, decision, [retry])
+    if decision.fate == "back":
+        return Unstored(held, outcome, decision, [_back(held, decision.delay)])
     return _dead(held, outcome, decision.reason)
+
+
+def _back(held: Held, delay: float) -> Record:
+    return back_record(held.feed.queue, held.delivery, held.attempt - 1, time() + delay)
 
 
 def _smaller(one: Unstored, error: EventTooLarge) -> Unstored:
@@ -186,7 +201,7 @@ def _smaller(one: Unstored, error: EventTooLarge) -> Unstored:
     match one.decision.fate:
         case "done":
             return _dead(one.held, one.outcome, f"its output cannot be published: {error}")
-        case "scheduled":
+        case "scheduled" | "back":
             return _dead(one.held, one.outcome, f"too large to be stored again for a later attempt: {one.decision.reason}")
     if one.outcome.detail:  # the traceback can be spared, the event cannot
         return _dead(one.held, one.outcome._replace(detail=""), one.decision.reason)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from time import monotonic, time
 
-from ..bus import Bus, Queue, Subscription
+from ..bus import Bus, Delivery, Queue, Subscription
 from ..decide import FAILED, Decision
 from ..errors import BusUnavailable, EventError
 from ..event import CloudEvent
@@ -29,6 +29,7 @@ from .settle import Settler
 log = logging.getLogger(__name__)
 
 STUCK_AFTER = 60.0  # seconds with waiting events, a connection and no progress, after which the process ends itself
+SICK_PAUSE = 5.0  # seconds until an event comes again that no executor could be had for
 LOST_DELIVERIES = 5  # deliveries beyond max_attempts that dying workers may cost an event before it is dead without another run
 
 
@@ -69,7 +70,7 @@ class Worker:
                 async with asyncio.TaskGroup() as tasks:
                     self._make_feeds(settler, tasks)
                     # Before the queues, which may take long to make: what the first of them deliver is settled meanwhile.
-                    others = [tasks.create_task(work) for work in (settler.run(), self._tick(), self._renew())]
+                    others = [tasks.create_task(work) for work in (settler.run(), self._tick(settler), self._renew())]
                     relay = await stack.enter_async_context(self.bus.subscribe(Queue("publish", (), ack_wait=self.ack_wait), 100))
                     readers = [tasks.create_task(self._relay(relay, settler))]
                     for feed in self.feeds:
@@ -92,15 +93,16 @@ class Worker:
             finally:
                 for feed in self.feeds:
                     feed.pool.kill("the worker stops")  # first: no event may run here once another worker can get it
-                for feed in self.feeds:
-                    feed.hand_back()  # nothing, after a drain
+                if held := [one for feed in self.feeds for one in feed.held.values()]:  # none, after a drain
+                    await settler.hand_back(held)
 
     def _make_feeds(self, settler: Settler, tasks: asyncio.TaskGroup) -> None:
-        """Functions share executors, apart by sync and async; one with an environment of its own has its own."""
+        """The async functions of a module share executors. Sync ones, which would keep each other waiting, have their own, and so
+        has a function with an environment of its own."""
         groups: dict[str, list[Spec]] = {}
         for spec in self.specs:
-            own = spec.name if self.environ.get(spec.name) else ""
-            groups.setdefault(own or ("(sync)" if spec.sync else "(async)"), []).append(spec)
+            own = spec.sync or self.environ.get(spec.name)
+            groups.setdefault(spec.name if own else f"({spec.module})", []).append(spec)
         self.feeds = []
         for name, specs in groups.items():
             group = Group(name=name, functions=specs, env=dict(self.environ.get(name, {})), sync=specs[0].sync)
@@ -113,15 +115,15 @@ class Worker:
             feed.moved = monotonic()
             ready: list[Call] = []
             alone: list[Call] = []
-            for delivery in batch:
+            for delivery in feed.fresh(batch):
                 held = feed.take(next(ids), delivery, origin(delivery))
                 if feed.spec.ordered and delivery.source.endswith("--unkeyed"):
                     _count_unkeyed(feed)
                 lost = held.attempt - feed.spec.retry.max_attempts
                 if lost > 0 and feed.spec.on_failure != "block":
-                    # More deliveries than attempts and no outcome: workers died, or handed it back unfinished.
+                    # More deliveries than attempts and no outcome: workers died.
                     if lost > LOST_DELIVERIES:
-                        reason = f"delivered {held.attempt} times, and no worker lived to report an outcome"
+                        reason = f"delivered {held.attempt} times without an outcome: did it take its workers down?"
                         settler.store(held, Outcome(held.id, FAILED, reason, "", None, []), Decision("dead", reason=reason))
                         continue
                     held.attempt = feed.spec.retry.max_attempts
@@ -142,10 +144,19 @@ class Worker:
                 except EventError as error:
                     queue = Queue("publish", ())
                     records.append(dead_record(queue, delivery, reason=str(error), detail="", attempts=1, now=time(), version=""))
-            await settler.publish(records)
+            async with asyncio.TaskGroup() as tasks:
+                renewing = tasks.create_task(self._renew_these(subscription, batch))
+                await settler.publish(records)  # which waits while the bus is full
+                renewing.cancel()
             subscription.settle(batch)
 
-    async def _tick(self) -> None:
+    async def _renew_these(self, subscription: Subscription, batch: list[Delivery]) -> None:
+        while True:
+            await asyncio.sleep(self.ack_wait / 3)
+            subscription.settle((), (), batch)
+
+    async def _tick(self, settler: Settler) -> None:
+        """What time brings. Events of a function that no executor can be had for go back, uncharged: another node may run them."""
         pools = {feed.pool for feed in self.feeds}
         while True:
             now = monotonic()
@@ -153,6 +164,9 @@ class Worker:
                 pool.tick(now)
             for feed in self.feeds:
                 feed.resize(now)
+                if feed.pool.sick and not feed.spec.ordered:
+                    for call in feed.pool.withdraw(feed.index):
+                        settler.store(feed.held[call.id], Outcome(call.id, FAILED, "", "", None, []), Decision("back", SICK_PAUSE))
             await asyncio.sleep(0.025 if any(feed.held for feed in self.feeds) else 0.25)
 
     async def _renew(self) -> None:

@@ -229,10 +229,11 @@ def _load(options: Options, control: socket.socket) -> dict[str, Invocation]:
         found: dict[str, Invocation] = {}
         try:
             found = child.import_functions(module, functions)
+            for invocation in found.values():
+                _send(control, "spec", invocation.function.spec())
         except BaseException as error:
-            _send(control, "broken", module, _why(error)[-PACKET // 4 :])
-        for invocation in found.values():
-            _send(control, "spec", invocation.function.spec())
+            found = {}
+            _send(control, "broken", module, _why(error))
         if why := _unforkable(_sockets() - before):
             warning = (
                 f"module {module!r} {why} when it is imported, so its functions cannot be forked from a warm process: each of their "
@@ -249,12 +250,13 @@ def _load(options: Options, control: socket.socket) -> dict[str, Invocation]:
 def _why(error: BaseException) -> str:
     """For whoever wrote the module: our own errors name the line themselves; of a traceback, what begins in the module."""
     if isinstance(error, FaasError):
-        return str(error)
+        return str(error)[: PACKET // 8]
     shown = traceback.TracebackException.from_exception(error)
     ours = (os.path.dirname(__file__) + os.sep, importlib.__file__, "<frozen importlib")
     frames: list[traceback.FrameSummary] = [*shown.stack]
     shown.stack = traceback.StackSummary.from_list([*dropwhile(lambda frame: frame.filename.startswith(ours), frames)])
-    return "".join(shown.format()).rstrip()
+    text = "".join(shown.format()).rstrip().encode("utf-8", "replace")  # what str(error) is may be anything
+    return text[-PACKET // 2 :].decode("utf-8", "ignore")
 
 
 def _unforkable(sockets: set[str]) -> str:
@@ -307,8 +309,11 @@ def _kill_group(pid: int) -> None:
 
 
 def _send(control: socket.socket, *message: Any) -> None:
-    """Blocking: only before the loop."""
-    control.send(msgspec.msgpack.encode(message))
+    """Blocking: only before the loop. Raises ConfigError for what fits into no packet."""
+    packet = msgspec.msgpack.encode(message)
+    if len(packet) > PACKET:
+        raise ConfigError(f"{message[0]} of {len(packet):,} bytes; the limit is {PACKET:,}")
+    control.send(packet)
 
 
 if __name__ == "__main__":

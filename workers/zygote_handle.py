@@ -19,7 +19,7 @@ import msgspec
 
 from ..errors import ConfigError, ExecutorError
 from ..function import Spec
-from .executor import Executor, Group, Line, Listener
+from .executor import Executor, Group, Line, Listener, signal_name
 from .executor import Output as Output
 from .zygote import NAME, PACKET, Options, interpreter, scrubbed
 
@@ -183,6 +183,8 @@ class Zygote:
             return
         self._loop.remove_reader(self._control)
         self._control.close()
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # and what modules started when they were imported
         self._process.kill()
         self._process.wait()
         self.closed.set()
@@ -192,7 +194,7 @@ class Zygote:
 
     def _how(self) -> str:
         code = self._process.returncode
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return signal_name(-code) if code < 0 else f"exit code {code}"
 
     def _beat(self) -> None:
         """Every BEAT seconds: renews the executors' lease, and looks for those that are stuck outside of any call."""
@@ -225,7 +227,11 @@ class Zygote:
             if not packet:
                 self._died()
                 return
-            self._told(msgspec.msgpack.decode(packet))
+            try:
+                self._told(msgspec.msgpack.decode(packet))
+            except (msgspec.DecodeError, ValueError):  # user code writes to its sockets
+                log.exception("zygote says what cannot be understood; it is ended")
+                self._died()
 
     def _told(self, message: list[Any]) -> None:
         match message:

@@ -4,8 +4,8 @@ A lane has one write in flight, so what is stored keeps the order of the calls. 
 more as an atomic batch (ADR-50): with every record fsynced, one costs 0.6 ms plain and 2.4 ms as a batch, 500 cost 112 and 10.
 
 A batch that holds a duplicate is rejected whole, without saying which record it was: then the records go one by one, and the
-server answers `duplicate` for those it has. Keyed subjects never have two plain records in flight: were the first refused and
-the second stored, their order would be lost.
+server answers `duplicate` for those it has. No partition has two plain records in flight: were the first refused and the
+second stored, their order would be lost.
 """
 
 from __future__ import annotations
@@ -147,13 +147,14 @@ class Lane:
         if code == 0:
             for item in items:
                 item.stored(False)
-        elif code in FULL:
+        elif code in FULL and len({item.calls[0] for item in items}) == 1:
             for item in items:
                 item.failed(refusal(code, text, item.record, self.stream))
+            return True
         elif code == NO_ATOMIC:
             log.warning("stream takes no atomic batches: publishing is ten times slower", extra={"stream": self.stream})
             self._atomic = False
-        return code in LATER or code == 0 or code in FULL
+        return code in LATER or code == 0  # else one by one: some calls may fit, and each has its own outcome
 
     async def _one_by_one(self, items: list[Item]) -> bool:
         """In order, several in one write where order allows. True: something has to be sent again, after a pause."""
@@ -191,24 +192,26 @@ class Lane:
         try:
             await self._connection.api(f"STREAM.INFO.{self.stream}")
         except BusRefused as e:
-            for item in items:
-                item.failed(e)
+            if e.code:  # else this user may publish, and may not ask
+                for item in items:
+                    item.failed(e)
         except BusError:
             pass
 
 
 def _waves(items: list[Item]) -> Iterator[list[Item]]:
-    """Consecutive items that may be in flight at once: no keyed subject twice, bounded."""
+    """Consecutive items that may be in flight at once: no partition twice, bounded."""
     wave: list[Item] = []
     keyed: set[str] = set()
     size = 0
     for item in items:
         subject = item.record.subject
-        if len(wave) == MAX_WAVE or size + item.size > MAX_WRITE or subject in keyed:
+        partition = subject[-4:]
+        if len(wave) == MAX_WAVE or size + item.size > MAX_WRITE or partition in keyed:
             yield wave
             wave, keyed, size = [], set(), 0
         wave.append(item)
         size += item.size
         if subject.startswith(("ev.", "re.")) and not subject.endswith(".-.-"):
-            keyed.add(subject)
+            keyed.add(partition)
     yield wave

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_KEPT = 1 << 20  # bytes of acks kept while disconnected
+REFUSED = 30.0  # seconds of refused credentials, after a connection was lost, until it counts as closed for good
+REFUSAL = "NATS refuses these credentials; check user, password, token or the .creds file of the bus"
 _VIOLATION = re.compile(r'permissions violation for (publish|subscription).* to "([^"]+)"')
 
 
@@ -52,6 +54,7 @@ class Connection:
         self._kept_bytes = 0
         self._connecting = True
         self._denied: set[str] = set()  # subscriptions
+        self._refused_since: float | None = None  # when the server began to refuse our credentials
 
     # --- bytes out ---
 
@@ -156,10 +159,20 @@ class Connection:
                 replies.deny(subject)
             for listener in list(self.listeners):
                 listener.refused(subject)
-        elif self._connecting and "authorization violation" in low:
-            raise BusRefused("NATS refuses these credentials; check user, password, token or the .creds file of the bus")
+        elif "authorization violation" in low or "authentication expired" in low:
+            self._refused()
         else:
             log.debug("bus: %s", text)
+
+    def _refused(self) -> None:
+        """At the start that is an error at once. Later it may be a rollout that is half done: for REFUSED seconds."""
+        if self._connecting:
+            raise BusRefused(REFUSAL)
+        now = asyncio.get_running_loop().time()
+        self._refused_since = self._refused_since or now
+        if now - self._refused_since >= REFUSED and not self.closed.is_set():
+            log.error("bus connection given up: the server refuses our credentials", extra={"seconds": REFUSED, "do": REFUSAL})
+            self.closed.set()
 
     async def on_lost(self) -> None:
         self.up.clear()
@@ -172,7 +185,9 @@ class Connection:
 
     async def on_restored(self) -> None:
         self.up.set()
-        log.info("bus connection restored", extra={"server": self.client.connected_url and self.client.connected_url.netloc})
+        self._refused_since = None
+        server = self.client.connected_url
+        log.info("bus connection restored", extra={"server": f"{server.hostname}:{server.port}" if server else ""})
         kept, self._kept, self._kept_bytes = self._kept, [], 0
         self.write(b"".join(kept))
         for listener in list(self.listeners):
@@ -229,4 +244,4 @@ async def connect(urls: Iterable[str], name: str, access: Access, seconds: float
 
 
 def _without_secret(url: str) -> str:
-    return re.sub(r"//[^@/]*@", "//", url)
+    return re.sub(r"//.*@", "//", url)

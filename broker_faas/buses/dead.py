@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -193,6 +194,7 @@ def letter_of(delivery: Delivery) -> DeadLetter:
 
 def _number(text: str | None, otherwise: float) -> float:
     try:
-        return float(text or otherwise)
+        number = float(text or otherwise)
     except ValueError:
         return otherwise
+    return number if math.isfinite(number) else otherwise

@@ -23,13 +23,13 @@ from .access import Access
 
 if TYPE_CHECKING:  # nats-py takes 0.2 s to import: `open()` pays
     from .calls import Call
-    from .commit import Lane
     from .connection import Connection
     from .pull import PullSubscription
 
 log = logging.getLogger(__name__)
 
 SOURCES_STOP_AT = 0.85  # of the events stream: the rest is for what functions make, so that events can always be settled
+DELAYED_STOP_AT = 0.1  # of the events stream: so much may wait in `retries`, which has no limit of its own, before sources are refused
 STREAM_OF = {"ev": EVENTS, "re": EVENTS, "at": RETRIES, "go": RETRIES, "dead": DEAD}
 ON_WIRE = 160  # bytes of headers that we add: message id, batch
 HEADER_LIMIT = 65_535  # bytes: the server's (err 10097)
@@ -129,6 +129,7 @@ class JetStreamBus:
             tasks = [group.create_task(lane.run()) for lane in self._lanes.values()]
             tasks.append(group.create_task(self._tick()))
             try:
+                await self._lanes[EVENTS].look()  # or the first publish would find room in a full bus
                 yield
             except (Exception, asyncio.CancelledError) as e:
                 failure = e
@@ -146,13 +147,13 @@ class JetStreamBus:
     # --- publish ---
 
     async def publish(self, records: Sequence[Record], *, output: bool = False) -> int:
-        """See bus.Bus. After BusFull or BusRefused some records before the refused one may be stored; their ids make a
-        second try harmless. A record whose id came twice in one call is stored once and counted as a duplicate."""
+        """See bus.Bus. After BusFull or BusRefused some of the other records may be stored; their ids make a second
+        try harmless. A record whose id came twice in one call is stored once and counted as a duplicate."""
         by_lane: dict[str, list[Record]] = {}
         for record in records:
             by_lane.setdefault(self._checked(record), []).append(record)
-        if EVENTS in by_lane and not output:
-            await self._leave_room(self._lanes[EVENTS])
+        if not output and by_lane:
+            await self._leave_room([*by_lane])
         calls: list[Call] = []
         if self.closed.is_set():
             raise BusUnavailable("the bus is closed")
@@ -163,12 +164,16 @@ class JetStreamBus:
                 return sum([await call.outcome for call in calls])
         except TimeoutError:
             raise BusUnavailable(
-                f"{len(records)} records were not acknowledged within {self._patience:g} s ({self.last_error or 'no error reported'}); "
+                f"{len(records)} records were not acknowledged within {self._patience:g} s ({self.last_error or self._silent}); "
                 "they may or may not be stored: send them again with the same ids"
             ) from None
         finally:
             for call in calls:
                 call.leave()
+
+    @property
+    def _silent(self) -> str:
+        return "connected, and the server stores nothing: is its disk full?" if self.connected else "no error reported"
 
     def _checked(self, record: Record) -> str:
         """The record's stream, or why it cannot be sent."""
@@ -191,14 +196,25 @@ class JetStreamBus:
             raise EventTooLarge(headers + data, limit)
         return stream
 
-    async def _leave_room(self, lane: Lane) -> None:
-        if lane.max_bytes and lane.used > lane.max_bytes * SOURCES_STOP_AT:
-            await lane.look()
-            if lane.used > lane.max_bytes * SOURCES_STOP_AT:
-                raise BusFull(
-                    f"the bus holds {lane.used:,} of {lane.max_bytes:,} bytes; the last 15 % are kept for what functions send. "
-                    "Try again when events are settled and freed (`faas lag` shows who is behind), or raise max_bytes"
-                )
+    async def _leave_room(self, streams: list[str]) -> None:
+        """Lanes look at their stream while they publish; here once more before a refusal."""
+        events, retries = self._lanes[EVENTS], self._lanes[RETRIES]
+        if EVENTS in streams and await self._beyond(events, events.max_bytes * SOURCES_STOP_AT):
+            raise BusFull(
+                f"the bus holds {events.used:,} of {events.max_bytes:,} bytes; the last 15 % are kept for what functions send. "
+                "Try again when events are settled and freed (`faas lag` shows who is behind), or raise max_bytes"
+            )
+        if RETRIES in streams and await self._beyond(retries, events.max_bytes * DELAYED_STOP_AT):
+            raise BusFull(
+                f"{retries.used:,} bytes wait for their time already, and {DELAYED_STOP_AT:.0%} of the bus's {events.max_bytes:,} may. "
+                "Try again when some are due, or raise max_bytes"
+            )
+
+    async def _beyond(self, lane: Lane, limit: float) -> bool:
+        if not 0 < limit < lane.used:
+            return False
+        await lane.look()
+        return lane.used > limit
 
     # --- subscribe, lag ---
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.request import urlopen
@@ -79,7 +80,7 @@ def _sync_of(url: str) -> str:
         with urlopen(f"{url.rstrip('/')}/jsz?config=1", timeout=2) as answer:
             config = json.load(answer)["config"]
     except (OSError, ValueError, KeyError) as e:
-        log.warning("monitoring port of NATS does not answer", extra={"url": url, "error": str(e)})
+        log.warning("monitoring port of NATS does not answer", extra={"url": re.sub(r"//[^@]*@", "//…@", url), "error": str(e)})
         return "unknown"
     if config.get("sync_always"):
         return "always"

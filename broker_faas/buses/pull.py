@@ -98,22 +98,23 @@ class PullSubscription:
         return batch
 
     def settle(self, done: Iterable[Delivery], again: Iterable[tuple[Delivery, float]] = (), renew: Iterable[Delivery] = ()) -> None:
-        frames = []
+        kept, frames = [], []
         for delivery in done:
-            self._release(delivery.token)
-            frames.append(f"PUB {delivery.token} 4\r\n+ACK\r\n")
+            if self._release(delivery):
+                kept.append(f"PUB {delivery.token} 4\r\n+ACK\r\n")
         for delivery, delay in again:
-            self._release(delivery.token)
-            frames.append(nak(delivery.token, delay))
-        until = self._loop.time() + self._queue.ack_wait
-        for delivery in renew:
-            frames.append(f"PUB {delivery.token} 4\r\n+WPI\r\n")
-            if held := self._held.pop(delivery.token, None):
+            if self._release(delivery):
+                frames.append(nak(delivery.token, delay))
+        renewed = [held for delivery in renew if (held := self._held.get(delivery.token))]
+        frames += [f"PUB {held.token} 4\r\n+WPI\r\n" for held in renewed]
+        if self._connection.write("".join([*kept, *frames, self._requests_now()]).encode()):
+            until = self._loop.time() + self._queue.ack_wait
+            for held in renewed:
+                del self._held[held.token]
                 held.until = until
-                self._held[delivery.token] = held
-        acks = "".join(frames)
-        if not self._connection.write((acks + self._requests_now()).encode()):
-            self._connection.keep(acks.encode())
+                self._held[held.token] = held
+        else:  # a late ack still spares an event a second run; a late nak or renewal is of no use
+            self._connection.keep("".join(kept).encode())
 
     def stop(self) -> None:
         if not self._stopped:
@@ -157,7 +158,16 @@ class PullSubscription:
             parts = token.split(".")
             stream, durable, deliveries, seq, _, stored_at = parts[2:8] if len(parts) == 9 else parts[4:10]
             consumer = self._by_name[stream, durable]
-            held = Held(subject.decode(), headers[10:-2], data, int(seq), int(deliveries), int(stored_at) / 1e9, consumer.source, token)
+            held = Held(
+                subject.decode("utf-8", "replace"),
+                headers[10:-2],
+                data,
+                int(seq),
+                int(deliveries),
+                int(stored_at) / 1e9,
+                consumer.source,
+                token,
+            )
             held.consumer = consumer
             held.until = until
             self._held[token] = held
@@ -175,11 +185,15 @@ class PullSubscription:
         if self._reader and not self._reader.done():
             self._reader.set_result(None)
 
-    def _release(self, token: str) -> None:
-        held = self._held.pop(token, None)
-        if held:
-            held.consumer.unsettled -= 1
-            self._held_bytes -= held.size
+    def _release(self, delivery: Delivery) -> bool:
+        """Whether what becomes of it may still be said. Not so of a partition whose lease has ended: another worker may be at it, and
+        the next event of the key would come before that one is through."""
+        held = self._held.pop(delivery.token, None)
+        if held is None:
+            return not (isinstance(delivery, Held) and delivery.consumer.partition)
+        held.consumer.unsettled -= 1
+        self._held_bytes -= held.size
+        return True
 
     # --- requests ---
 
@@ -261,7 +275,8 @@ class PullSubscription:
         """Twice a second: leases that ended make room, requests that got no answer are forgotten and sent again."""
         now = self._loop.time()
         while self._held and (first := next(iter(self._held.values()))).until <= now:
-            self._release(first.token)
+            self._release(first)
+        self._ready = [delivery for delivery in self._ready if delivery.token in self._held]  # it will come again
         for consumer in self._all:
             for number in [n for n, (_, sent) in consumer.requests.items() if sent + EXPIRES + 1 < now]:
                 consumer.requests.pop(number)

@@ -107,4 +107,5 @@ class _Reader:
         # $JS.ACK.{stream}.{consumer}.{deliveries}.{seq}.{n}.{ns}.{pending}; newer: .{domain}.{account} before the stream
         fields = reply.split(b".")
         _, seq, _, ns, pending = fields[4:9] if len(fields) == 9 else fields[6:11]
-        self._arrived.put_nowait(Delivery(subject.decode(), headers, data, int(seq), 0, int(ns) / 1e9, self._stream, pending.decode()))
+        where = subject.decode("utf-8", "replace")  # other clients may store anything
+        self._arrived.put_nowait(Delivery(where, headers, data, int(seq), 0, int(ns) / 1e9, self._stream, pending.decode()))

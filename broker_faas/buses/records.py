@@ -6,6 +6,7 @@ import orjson
 
 from ..bus import Record
 from ..errors import BusFull, BusRefused, EventTooLarge, FaasError
+from ..layout import DEAD
 
 # JetStream's err_codes
 FULL = {10077, 10023, 10047, 10028}
@@ -31,7 +32,8 @@ def verdict(headers: bytes, data: bytes) -> tuple[int, str, bool]:
 
 def refusal(code: int, text: str, record: Record, stream: str) -> FaasError:
     if code in FULL:
-        return BusFull(f"stream {stream!r} has no space left ({text}, err_code {code}); try again when some is freed, or raise max_bytes")
+        option = "dead_bytes" if stream == DEAD else "max_bytes"
+        return BusFull(f"stream {stream!r} has no space left ({text}, err_code {code}); try again when some is freed, or raise {option}")
     if code == 10054:
         return EventTooLarge(len(record.headers) + len(record.data), 0, f"record on {record.subject}")
     return BusRefused(f"stream {stream!r} refuses a record on {record.subject}: {text} (err_code {code})", code)

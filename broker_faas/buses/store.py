@@ -13,7 +13,8 @@ from ..errors import BusRefused
 
 T = TypeVar("T")
 
-NO_MESSAGE, NO_SEQUENCE = 10037, 10043  # JetStream's err_codes
+NO_MESSAGE = 10037  # JetStream's err_codes
+GONE = (10043, 10057)  # no such sequence; deleted meanwhile
 AT_ONCE = 32  # requests in flight: making 257 consumers takes the server seconds, and each answer has 5
 
 
@@ -89,7 +90,7 @@ async def delete(bus: Api, stream: str, seq: int, *, erase: bool = False) -> boo
     try:
         await bus.api(f"STREAM.MSG.DELETE.{stream}", {"seq": seq, "no_erase": not erase})
     except BusRefused as error:
-        if error.code == NO_SEQUENCE:
+        if error.code in GONE:
             return False
         raise
     return True

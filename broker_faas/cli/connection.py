@@ -70,11 +70,22 @@ class Place:
             yield bus
 
 
-def collect(place: Place, read: Callable[[JetStreamBus], Awaitable[list[dict[str, Any]]]]) -> list[dict[str, Any]]:
-    """What `read` finds on the bus; [] if nobody has ever used this bus."""
+def undurable(bus: JetStreamBus) -> str:
+    """What every status says of a bus that may lose what it acknowledged; "" of one that is known to sync."""
+    if bus.durability == "always":
+        return ""
+    if bus.durability == "unknown":
+        return "this bus is not known to be durable: name its monitoring port, monitor_url, in faas.toml"
+    return f"this bus is not durable ({bus.durability}): a power cut loses acknowledged events. Set sync_interval: always in its server"
+
+
+def collect(place: Place, read: Callable[[JetStreamBus], Awaitable[list[dict[str, Any]]]], *, status: bool = False) -> list[dict[str, Any]]:
+    """What `read` finds on the bus; [] if nobody has ever used this bus. status: say so, on stderr, if it is not durable."""
 
     async def rows() -> list[dict[str, Any]]:
         async with place.open() as bus:
+            if status and (said := undurable(bus)):
+                click.echo(f"note: {said}", err=True)
             return await read(bus)
 
     try:

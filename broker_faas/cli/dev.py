@@ -16,7 +16,7 @@ import click
 
 from ..errors import ConfigError, FaasError
 from . import logs, process
-from .connection import Place, project, url_option
+from .connection import Place, project, undurable, url_option
 from .functions import old_names, rename_queues
 from .reload import changes, look
 from .render import BLUE, GREEN, RED, YELLOW, colour, count, duration, number
@@ -60,13 +60,15 @@ async def _dev(read: Callable[[], Config]) -> None:
         click.echo(f"faas dev: project {config.project} in {config.root}")
         services: list[Service] = []
         if config.bus.url:
-            place = Place(config.bus.url, f"{masked(config.bus.url)} ({config.origins['bus.url']})", config)
+            place = Place(config.bus.url, f"{masked(config.bus.url)} ({config.origins['bus.url']})", config, config.bus.monitor_url)
         else:
             own = await stack.enter_async_context(OwnServer(config).open())
             place = Place(own.server.url, "a server of its own, events are kept in .faas/", own.fitted(config), own.server.monitor_url)
             services.append(own.keep)
         click.echo(f"bus: {place.where}")
         bus = await stack.enter_async_context(place.open(manage=True))
+        if said := undurable(bus):
+            click.echo(logs.line("", said, YELLOW))
         code = Code(config, read, bus)
         await stack.enter_async_context(answering(bus.connection, config.project, lambda: code.feeds))
         services += [code.run, process.closed(bus), lambda stop: reaper.run(bus, stop, keep=config.keep)]

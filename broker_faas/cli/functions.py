@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from .connection import NO_STREAM, Place, find, url_option
+from .connection import NO_STREAM, Place, find, undurable, url_option
 from .render import Column, confirm, count, number, output_option, show
 
 if TYPE_CHECKING:
@@ -142,6 +142,8 @@ async def _list(place: Place) -> list[dict[str, Any]]:
     except ConfigError as error:  # the queues can still be shown
         specs, problem = [], str(error)
     async with place.open() as bus:
+        if said := undurable(bus):
+            click.echo(f"note: {said}", err=True)
         queues = {row.name: row for row in await queues_on(bus, config.project)}
         counters = totals(await ask(bus.connection, config.project))
     if problem:

@@ -57,4 +57,4 @@ def lag(output: str, url: str | None) -> None:
         Column("last active", "active", age),
     ]
     empty = "There are no queues on this bus yet. Start a worker ('faas dev' or 'faas worker'), or 'faas functions sync'."
-    show(collect(place, read), columns, output, empty)
+    show(collect(place, read, status=True), columns, output, empty)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import os
 import stat
 from collections.abc import AsyncIterator, Mapping
@@ -39,6 +40,8 @@ async def lines(descriptor: int) -> AsyncIterator[list[Line]]:
         batch = []
         for line in complete:
             number += 1
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if stripped := line.strip():
                 batch.append((number, stripped))
         if len(rest) > LONGEST:

@@ -85,6 +85,8 @@ def publish(
     """
     if file is not None and data is not None:
         raise click.UsageError("give DATA or -f, not both.")
+    if rate is not None and not rate > 0:
+        raise click.UsageError("--rate must be a number above 0.")
     if file is None and (skip_bad or rate):
         raise click.UsageError("--skip-bad and --rate are for -f.")
     if delay is not None and at is not None:
@@ -199,7 +201,7 @@ class Lines:
             self.sender.progress = Progress("events", total)
             try:
                 await self._send(descriptor, told=total is not None)
-            except (BusError, asyncio.CancelledError):
+            except (BusError, EventError, asyncio.CancelledError):
                 self.sender.progress.clear()
                 done = f"everything up to {self._where(self.sender.at)} is stored" if self.sender.stored else "nothing is stored"
                 click.echo(f"faas: stopped; {done}.", err=True)
@@ -254,10 +256,14 @@ class Lines:
 def _opened(name: str) -> Iterator[int]:
     """Raises ConfigError if there is no such file."""
     if name == "-":
+        try:
+            os.fstat(0)
+        except OSError:
+            raise click.UsageError("-f -: standard input is closed.") from None
         yield 0
         return
     try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # else a FIFO waits here for a writer, deaf to Ctrl-C
     except OSError as error:
         raise click.UsageError(f"-f {name} cannot be read: {error.strerror}.") from None
     try:

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import click
 
+LONGEST = 100 * 365 * 86400.0  # seconds
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -16,7 +17,10 @@ def duration(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text)
     if not match or (match[2] or "s") not in _UNITS:
         raise click.BadParameter(f"{text!r} is no duration: write 30, 500ms, 30s, 5m, 2h or 1d")
-    return float(match[1]) * _UNITS[match[2] or "s"]
+    seconds = float(match[1]) * _UNITS[match[2] or "s"]
+    if seconds > LONGEST:
+        raise click.BadParameter(f"{text!r} is more than 100 years")
+    return seconds
 
 
 def moment(text: str) -> float:

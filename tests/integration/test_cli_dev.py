@@ -201,7 +201,7 @@ def test_dev_that_is_killed_leaves_nothing_running(tmp_path: Path) -> None:
         dev.stop(signal.SIGKILL)
         wait(lambda: not any(is_alive(one) for one in (pid, *processes)))
 
-    faas("lag", code=75)
+    faas("lag", code=78)
 
 
 def _cwd(process: Path) -> str:

@@ -49,6 +49,32 @@ def numbers(deliveries: list[Delivery]) -> list[int]:
 # --- a server that dies, a network that breaks --------------------------------------------------------------
 
 
+async def test_a_reconnect_is_logged_without_the_password(own_nats: OwnServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="broker_faas")
+    own = await own_nats()
+    async with NatsBus(own.url).open() as bus:
+        await own.kill()
+        await own.start()
+        await eventually(lambda: bus.connected)
+        restored = next(one for one in caplog.records if one.message == "bus connection restored")
+
+    assert vars(restored)["server"] == f"127.0.0.1:{own.server.port}"
+    assert own.url.split(":")[2].split("@")[0] not in str([vars(one) for one in caplog.records])
+
+
+async def test_credentials_that_are_refused_for_long_after_a_reconnect_close_the_bus_for_good(
+    own_nats: OwnServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("broker_faas.buses.connection.REFUSED", 0.5)
+    own = await own_nats()
+    async with NatsBus(own.url).open() as bus:
+        await own.stop()
+        await own_nats(folder=tmp_path / "another", port=own.server.port)  # with passwords of its own
+        await eventually(bus.closed.is_set)
+        with pytest.raises(BusUnavailable, match="the bus is closed"):
+            await bus.publish([record(1)])
+
+
 async def test_a_server_killed_while_publishing_loses_and_doubles_nothing(own_nats: OwnServer) -> None:
     own = await own_nats()
     async with NatsBus(own.url).open() as bus:

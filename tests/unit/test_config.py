@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_faas import toml
+from broker_faas import options, toml
 from broker_faas.config import Config, find, load
 from broker_faas.errors import ConfigError
 
@@ -287,3 +287,24 @@ def test_loading_imports_no_heavy_module_and_no_code_of_the_project(tmp_path: Pa
     said = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
 
     assert (said.stdout, said.stderr) == ("[]\n", "")
+
+
+def test_a_missing_variable_of_a_function_is_an_error_for_what_runs_it_and_for_nothing_else(read: Read) -> None:
+    config = read(HEAD + '[function.f]\nenv = {TOKEN = "${NOPE}"}\n')
+
+    with pytest.raises(ConfigError, match=r"^faas.toml:4: function.f.env.TOKEN needs the environment variable NOPE, which is not set$"):
+        config.check_functions(["f"])
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("nats://me:secret@host:4222", "nats://…@host:4222"),
+        ("nats://me:sec/ret@host", "nats://…@host"),
+        ("me:secret@host", "…@host"),
+        ("tls://a:secret@b,tls://c:secret@d", "tls://…@b,tls://…@d"),
+        ("nats://host:4222", "nats://host:4222"),
+    ],
+)
+def test_a_password_in_a_url_is_never_shown(url: str, shown: str) -> None:
+    assert options.masked(url) == shown

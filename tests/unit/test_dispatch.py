@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from time import monotonic
@@ -33,6 +34,11 @@ class FakeExecutor:
     def run(self, calls: list[Call]) -> None:
         self.frames.append([call.id for call in calls])
         self.inflight |= {call.id: call for call in calls}
+
+    @property
+    def load(self) -> list[int]:
+        counts = Counter(call.function for call in self.inflight.values())
+        return [counts[function] for function in range(max(counts, default=0) + 2)]
 
     @property
     def inflight_bytes(self) -> int:
@@ -127,7 +133,7 @@ async def test_an_executor_holds_no_more_than_it_overlaps_until_its_rate_is_know
 
 async def test_a_fast_executor_gets_many_events_a_frame(bench: Any) -> None:
     async with bench(size=1, concurrency=4) as b:
-        b.pool.rate = 10_000.0
+        b.pool._rates = [10_000.0]
         b.submit(*range(1, 401))
         await b.forked(1)
 
@@ -167,6 +173,18 @@ async def test_a_worn_executor_finishes_what_it_has_and_gets_nothing_new(bench: 
         b.submit(3)
         await b.forked(2)
         b.finish(b.executors[0], 1, 2)
+
+        assert (True, [[1, 2]], [[3]]) == (b.executors[0].drained, b.executors[0].frames, b.executors[1].frames)
+
+
+async def test_an_executor_gets_no_more_calls_than_it_may_run_and_is_followed_by_another(bench: Any) -> None:
+    async with bench(size=1) as b:
+        b.pool._recycle_events = 2
+        b.submit(1, 2, 3)
+        await b.forked(1)
+        b.executors[0].events = 2
+        b.finish(b.executors[0], 1, 2)
+        await b.forked(2)
 
         assert (True, [[1, 2]], [[3]]) == (b.executors[0].drained, b.executors[0].frames, b.executors[1].frames)
 

@@ -203,6 +203,8 @@ def test_data_is_kept_if_bytes_and_encoded_otherwise(given_data: Any, type_: str
         ({1: 2}, None, "data of type dict cannot be written as JSON"),
         (2**64, None, "data of type int cannot be written as JSON"),
         ("\ud800", None, "data of type str cannot be written as JSON"),
+        ({"a": [None, float("nan")]}, None, "data holds NaN or an infinity"),
+        (float("-inf"), None, "data holds NaN or an infinity"),
         ("\ud800", "text/plain", "no text that UTF-8 can hold"),
         ({"a": 1}, "image/png", "data of type dict cannot be written as 'image/png'"),
     ],

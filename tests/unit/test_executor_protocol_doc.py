@@ -10,7 +10,7 @@ from typing import get_args
 import msgspec
 import pytest
 
-from broker_faas import decide
+from broker_faas import decide, errors
 from broker_faas.errors import ExecutorError
 from broker_faas.workers import child, executor, frames
 
@@ -81,7 +81,7 @@ def test_the_status_codes_are_those_of_the_code() -> None:
         f"| {child.PAGE} | the page",
         f"at most {executor.MAX_REASON} characters",
         f"the last {executor.MAX_DETAIL} characters",
-        f"0 … {executor.MAX_AFTER:.0f} ",
+        f"0 … {errors.MAX_DELAY:.0f} ",
         f"above {executor.OUTPUT_RATE >> 10} KiB a second",
     ],
 )
@@ -149,7 +149,8 @@ while head := sock.read(4):
             else:
                 print("to fd 1", flush=True)
                 send("log", [[id, "stdout", "seen " + attributes["ce-id"]]])
-                h = hashlib.blake2b((attributes["ce-source"] + "\0" + attributes["ce-id"]).encode(), digest_size=11).hexdigest()
+                cause = "\0".join([topic, attributes["ce-source"], attributes["ce-id"]])
+                h = hashlib.blake2b(cause.encode(), digest_size=11).hexdigest()
                 source = "/%s/%s" % (setup["project"], setup["functions"][function]["name"])
                 output = {"id": h + ".0", "source": source, "type": "reply", "secret": os.environ["SECRET"]}
                 others.append([id, 0, "", "", None, [["replies", output, data]]])

@@ -429,6 +429,7 @@ def test_what_is_emitted_is_derived_from_the_event() -> None:
         "causationid": "1",
         "correlationid": "1",
         "flag": "true",
+        "hops": "1",
         "partitionkey": "k",
     }
 

@@ -164,8 +164,22 @@ def test_events_go_out_as_they_are_and_inherit_the_partition_key() -> None:
     plain, keyed = event(id="2"), event(id="3", partitionkey="own")
     sent = outputs(sending(), [plain, keyed], ctx.event, ctx)
 
-    assert sent == [("out", plain.replace(partitionkey="k")), ("out", keyed)]
-    assert outputs(sending(), ctx.event, ctx.event, ctx) == [("out", ctx.event)], "a router returns its input"
+    assert sent == [("out", plain.replace(partitionkey="k", hops="1")), ("out", keyed.replace(hops="1"))]
+    assert outputs(sending(), ctx.event, ctx.event, ctx) == [("out", ctx.event.replace(hops="1"))], "a router returns its input"
+
+
+@pytest.mark.parametrize("result", [{"a": 1}, event(id="2", hops="1"), [event(id="2")]], ids=["data", "event", "events"])
+def test_after_sixteen_functions_in_a_row_an_event_is_not_sent_on(result: Any) -> None:
+    last, beyond = context(hops="15"), context(hops="16")
+
+    assert [one["hops"] for _, one in outputs(sending(), result, last.event, last)] == ["16"]
+    with pytest.raises(Reject, match="do they feed each other"):
+        outputs(sending(), result, beyond.event, beyond)
+
+
+@pytest.mark.parametrize("hops", ["many", "-1", "9999", "1.5", "²"])
+def test_hops_that_are_no_count_begin_anew(hops: str) -> None:
+    assert context(hops=hops).emit("a")["hops"] == "1"
 
 
 def test_what_is_returned_follows_what_was_emitted_with_ids_of_its_own() -> None:

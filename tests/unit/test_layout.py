@@ -199,7 +199,7 @@ def test_a_key_hash_tells_its_parts_apart(one: list[str], two: list[str]) -> Non
 
 def test_ids_never_change() -> None:
     assert layout.key_hash("a", "b") == "9c5a496040d89f3320274e"
-    assert layout.output_id(EVENT, 3) == layout.key_hash("/shop", "1") + ".3"
+    assert layout.output_id(EVENT, 3, "a.b") == layout.key_hash("a.b", "/shop", "1") + ".3"
     assert layout.event_record("a", EVENT).msg_id == layout.key_hash("a", "/shop", "1")
     assert layout.project_source("shop", "reserve") == "/shop/reserve"
 
