@@ -23,6 +23,7 @@ from .access import Access
 
 if TYPE_CHECKING:  # nats-py takes 0.2 s to import: `open()` pays
     from .calls import Call
+    from .commit import Lane
     from .connection import Connection
     from .pull import PullSubscription
 
