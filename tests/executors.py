@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from broker_faas.decide import OK
 from broker_faas.event import CloudEvent
 from broker_faas.function import Spec
 from broker_faas.workers.executor import Call, Executor, Exit, Group, Line
@@ -34,10 +35,10 @@ class Running:
         self.exits: list[Exit] = []
         self.bursts = 0  # frames with outcomes
 
-    def outcomes(self, executor: Executor, pairs: list[tuple[Call, Outcome]]) -> None:
+    def outcomes(self, executor: Executor, done: list[Call], others: list[tuple[Call, Outcome]]) -> None:
         assert not self.exits, "nothing comes after an exit"
         self.bursts += 1
-        for call, outcome in pairs:
+        for call, outcome in [*((call, Outcome(call.id, OK, "", "", None, [])) for call in done), *others]:
             assert call.id not in self.answers, "a call is answered once"
             self.answers[call.id] = outcome
 

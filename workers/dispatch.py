@@ -30,11 +30,11 @@ WINDOW = 2000  # calls one executor may hold: frames of 500 stay below its 32 Mi
 WINDOW_BYTES = 8 << 20  # bytes of calls one executor may hold; a single larger call is still sent
 
 Fork = Callable[[Group, "Pool"], Awaitable[Executor]]
-Settle = Callable[[list[tuple[Call, Outcome]]], None]
+Settle = Callable[[list[Call], list[tuple[Call, Outcome]]], None]
 
 
 class Pool:
-    """size: executors at most. fork: makes one. settle: called with every outcome, exactly once a call.
+    """size: executors at most. fork: makes one. settle: called with every call once: those that are done, and other outcomes.
 
     recycle_events, recycle_bytes: an executor ends after so many events, or above so much memory; 0: never.
     """
@@ -123,18 +123,20 @@ class Pool:
 
     # --- what executors report
 
-    def outcomes(self, executor: Executor, pairs: list[tuple[Call, Outcome]]) -> None:
+    def outcomes(self, executor: Executor, done: list[Call], others: list[tuple[Call, Outcome]]) -> None:
         if self._closed:
             return  # its events were handed back
         answered = self._answered
-        for call, _ in pairs:
+        for call in done:
+            answered[call.function] += 1
+        for call, _ in others:
             answered[call.function] += 1
         self._failures = 0
         if not executor.inflight:
             self._alone.pop(executor, None)  # it survived the suspect: an executor like any other
             if executor not in self._retired:
                 self._executors[executor] = monotonic()
-        self._settle(pairs)
+        self._settle(done, others)
         if self._suspects:
             self._run_suspect()
         if self._recycle_events and executor.events >= self._recycle_events and executor in self._executors:
@@ -172,7 +174,7 @@ class Pool:
         self._suspects.extend(suspects)
         self._wait([call for call in left.values() if call not in suspects], first=True)
         if charged:
-            self._settle([(charged, outcome._replace(call=charged.id))])
+            self._settle([], [(charged, outcome._replace(call=charged.id))])
         self._pump()
 
     def _guilty(self, exit: Exit, running: set[int], alone: int | None, overdue: int | None) -> tuple[int, Outcome]:

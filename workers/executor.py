@@ -84,14 +84,11 @@ Output = Callable[["Executor", list[Line]], None]
 
 
 class Listener(Protocol):
-    def outcomes(self, executor: Executor, pairs: list[tuple[Call, Outcome]]) -> None:
-        """Answers of one frame; the calls are no longer in flight."""
+    def outcomes(self, executor: Executor, done: list[Call], others: list[tuple[Call, Outcome]]) -> None:
+        """Answers of one frame; the calls are no longer in flight. done: they succeeded and send nothing, as nearly all."""
 
     def exited(self, executor: Executor, exit: Exit) -> None:
         """Exactly once, last. What it did not answer is still in `inflight`."""
-
-
-SUCCESS = Outcome(0, OK, "", "", None, [])  # of every call that sends nothing: one object, 0.3 µs an event less
 
 
 class Executor(asyncio.Protocol):
@@ -132,10 +129,12 @@ class Executor(asyncio.Protocol):
         """Sends calls, in one frame if they fit. Of an executor that has ended, they stay in flight until exited() is called."""
         if not self.inflight:
             self.moved = monotonic()
+        size = 0
         for call in calls:
             self.inflight[call.id] = call
             self.load[call.function] += 1
-            self.inflight_bytes += len(call.headers) + len(call.data)
+            size += len(call.headers) + len(call.data)
+        self.inflight_bytes += size
         self._send_calls(calls)
 
     def running(self) -> dict[int, float]:
@@ -289,18 +288,19 @@ class Executor(asyncio.Protocol):
     # --- outcomes
 
     def _done(self, ok: list[int], others: list[Outcome]) -> None:
+        done: list[Call] = []
         pairs: list[tuple[Call, Outcome]] = []
         try:
             for id in ok:
-                pairs.append((self._answered(id), SUCCESS))
+                done.append(self._answered(id))
             for outcome in others:
                 checked = _checked(outcome)  # first: a call that is popped and not reported would be lost
                 pairs.append((self._answered(outcome.call), checked))
         finally:
-            self.events += len(pairs)
+            self.events += len(done) + len(pairs)
             self.moved = monotonic()
-            if pairs:
-                self._listener.outcomes(self, pairs)
+            if done or pairs:
+                self._listener.outcomes(self, done, pairs)
 
     def _answered(self, id: int) -> Call:
         call = self.inflight.pop(id, None)

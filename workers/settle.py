@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from time import time
-from typing import NamedTuple
+from typing import NamedTuple, cast
 from zlib import crc32
 
 from ..bus import Bus, Record
-from ..decide import CRASHED, OK, Decision, decide
+from ..decide import CRASHED, Decision, decide
 from ..errors import BusError, BusFull, BusUnavailable, EventError, EventTooLarge
 from ..event import CloudEvent
 from ..layout import back_record, cut, dead_record, event_record, retry_record
@@ -42,16 +42,17 @@ class Settler:
         self._refused = asyncio.Event()
         self._why = ""
 
-    def outcomes(self, pairs: list[tuple[Call, Outcome]]) -> None:
-        """Decide each; settle at once what has nothing to store, leave the rest to run()."""
+    def outcomes(self, calls: list[Call], others: list[tuple[Call, Outcome]]) -> None:
+        """calls: done, and nothing to store. Of the others, decide each; settle at once what can be, leave the rest to run()."""
         done: dict[Feed, list[Held]] = {}
         again: dict[Feed, list[tuple[Held, float]]] = {}
-        for held, outcome in pairs:
-            assert isinstance(held, Held)
-            if outcome.status == OK and not outcome.outputs:  # nearly all of them
-                done.setdefault(held.feed, []).append(held)
-                held.feed.counts.done += 1
-                continue
+        for held in cast(list[Held], calls):
+            if (settled := done.get(held.feed)) is None:
+                settled = done[held.feed] = []
+            settled.append(held)
+        for feed, settled in done.items():
+            feed.counts.done += len(settled)
+        for held, outcome in cast(list[tuple[Held, Outcome]], others):
             decision = _decided(held, outcome)
             if decision.fate == "discarded":
                 done.setdefault(held.feed, []).append(held)

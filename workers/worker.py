@@ -19,7 +19,7 @@ from ..decide import FAILED, Decision
 from ..errors import BusUnavailable, EventError
 from ..event import CloudEvent
 from ..function import Spec
-from ..layout import dead_record, event_record, faas_headers, origin
+from ..layout import dead_record, event_record, faas_headers
 from ..service import first
 from .dispatch import Fork, Pool
 from .executor import Call, Group, Outcome
@@ -112,13 +112,14 @@ class Worker:
 
     async def _read(self, feed: Feed, subscription: Subscription, ids: count[int], settler: Settler) -> None:
         async for batch in subscription:
-            feed.moved = monotonic()
             ready: list[Call] = []
             alone: list[Call] = []
-            for delivery in feed.fresh(batch):
-                held = feed.take(next(ids), delivery, origin(delivery))
-                if feed.spec.ordered and delivery.source.endswith("--unkeyed"):
+            for held in feed.take(feed.fresh(batch), ids):
+                if feed.spec.ordered and held.delivery.source.endswith("--unkeyed"):
                     _count_unkeyed(feed)
+                if held.attempt == 1:
+                    ready.append(held)
+                    continue
                 lost = held.attempt - feed.spec.retry.max_attempts
                 if lost > 0 and feed.spec.on_failure != "block":
                     # More deliveries than attempts and no outcome: workers died.

@@ -32,15 +32,14 @@ class Durable:
         self.not_before = 0.0  # the server refused for now: no request until then
         self.oversized = False  # a record is larger than MAX_PULL: ask for it alone, without a limit
 
-    def delivered(self, now: float) -> None:
+    def delivered(self, count: int, now: float) -> None:
         self.heard = now
         self.busy = True
         self.oversized = False
-        self.unsettled += 1
-        if self.asked:
-            self.asked -= 1
-            if not self.asked:
-                self.requests.clear()
+        self.unsettled += count
+        self.asked = max(0, self.asked - count)
+        if not self.asked:
+            self.requests.clear()
 
     def ended(self, number: int | None, pending: int) -> None:
         if number is None:

@@ -98,10 +98,8 @@ class PullSubscription:
         return batch
 
     def settle(self, done: Iterable[Delivery], again: Iterable[tuple[Delivery, float]] = (), renew: Iterable[Delivery] = ()) -> None:
-        kept, frames = [], []
-        for delivery in done:
-            if self._release(delivery):
-                kept.append(f"PUB {delivery.token} 4\r\n+ACK\r\n")
+        kept = [f"PUB {delivery.token} 4\r\n+ACK\r\n" for delivery in done if self._release(delivery)]
+        frames = []
         for delivery, delay in again:
             if self._release(delivery):
                 frames.append(nak(delivery.token, delay))
@@ -148,6 +146,7 @@ class PullSubscription:
         new, self._new = self._new, []
         now = self._loop.time()
         until = now + self._queue.ack_wait
+        arrived: dict[Durable, int] = {}
         for subject, reply, headers, data in new:
             if not reply:
                 self._status(subject, headers, now)
@@ -158,23 +157,15 @@ class PullSubscription:
             parts = token.split(".")
             stream, durable, deliveries, seq, _, stored_at = parts[2:8] if len(parts) == 9 else parts[4:10]
             consumer = self._by_name[stream, durable]
-            held = Held(
-                subject.decode("utf-8", "replace"),
-                headers[10:-2],
-                data,
-                int(seq),
-                int(deliveries),
-                int(stored_at) / 1e9,
-                consumer.source,
-                token,
-            )
-            held.consumer = consumer
-            held.until = until
+            where = subject.decode("utf-8", "replace")  # other clients may store anything
+            held = Held(where, headers[10:-2], data, int(seq), int(deliveries), int(stored_at) / 1e9, consumer.source, token)
+            held.consumer, held.until, held.size = consumer, until, len(headers) + len(data)
             self._held[token] = held
-            held.size = len(headers) + len(data)
             self._held_bytes += held.size
             self._ready.append(held)
-            consumer.delivered(now)
+            arrived[consumer] = arrived.get(consumer, 0) + 1
+        for consumer, count in arrived.items():
+            consumer.delivered(count, now)
             if consumer.partition and not consumer.asked:
                 self._thirsty.add(consumer)
         if new:
