@@ -8,10 +8,37 @@ from ..bus import Delivery
 
 
 class Held(Delivery):
+    """until: loop time, when its lease ends. size: bytes. Sequence and time are in the token, and rarely asked for."""
+
     __slots__ = ("consumer", "size", "until")
-    consumer: Durable
-    size: int
-    until: float  # loop time: its lease ends
+
+    def __init__(self, subject: str, headers: bytes, data: bytes, deliveries: int, token: str, consumer: Durable, until: float) -> None:
+        self.subject = subject
+        self.headers = headers
+        self.data = data
+        self.deliveries = deliveries
+        self.source = consumer.source
+        self.token = token
+        self.consumer = consumer
+        self.until = until
+        self.size = len(headers) + len(data)
+
+    @property
+    def seq(self) -> int:  # type: ignore[override]
+        return int(fields(self.token)[3])
+
+    @property
+    def stored_at(self) -> float:  # type: ignore[override]
+        return int(fields(self.token)[5]) / 1e9
+
+
+def fields(token: str) -> list[str]:
+    """[stream, durable, deliveries, stream sequence, consumer sequence, time, pending, …] of an acknowledgement's subject.
+
+    $JS.ACK. and those; where JetStream domains are in use .{domain}.{account} after ACK, and .{random} at the end.
+    """
+    parts = token.split(".")
+    return parts[2:] if len(parts) == 9 else parts[4:]
 
 
 class Durable:

@@ -20,7 +20,7 @@ from ..bus import Delivery, Queue
 from ..errors import BusError, BusRefused
 from ..layout import MAX_RECORD
 from .connection import Connection
-from .durable import Durable, Held, nak
+from .durable import Durable, Held, fields, nak
 from .replies import not_permitted
 
 log = logging.getLogger(__name__)
@@ -152,14 +152,10 @@ class PullSubscription:
                 self._status(subject, headers, now)
                 continue
             token = reply.decode()
-            # $JS.ACK.{stream}.{durable}.{deliveries}.{stream seq}.{consumer seq}.{time}.{pending}; with .{domain}.{account} after ACK
-            # and .{random} at the end where JetStream domains are in use
-            parts = token.split(".")
-            stream, durable, deliveries, seq, _, stored_at = parts[2:8] if len(parts) == 9 else parts[4:10]
+            stream, durable, deliveries, *_ = fields(token)
             consumer = self._by_name[stream, durable]
             where = subject.decode("utf-8", "replace")  # other clients may store anything
-            held = Held(where, headers[10:-2], data, int(seq), int(deliveries), int(stored_at) / 1e9, consumer.source, token)
-            held.consumer, held.until, held.size = consumer, until, len(headers) + len(data)
+            held = Held(where, headers[10:-2], data, int(deliveries), token, consumer, until)
             self._held[token] = held
             self._held_bytes += held.size
             self._ready.append(held)

@@ -59,8 +59,8 @@ class Blocking:
 
     def _run(self, call: RunCall) -> None:
         slot = self._slot
-        slot.call, number, topic, attempt, headers, data = call
-        callee = self._callees[number]
+        slot.call = call[0]
+        callee = self._callees[call[1]]
         marks = self._marks
         marks[1] = now = monotonic_ns()
         marks[0] = slot.call
@@ -76,8 +76,8 @@ class Blocking:
                 wanted = seconds + _LINGER if self._burst else deadline
                 if wanted < self._alarm_at:
                     self._alarm_by(wanted)
-                if entered := callee.enter(topic, attempt, headers, data, deadline):
-                    outcome = callee.leave(slot.call, callee.handler(*callee.arguments(*entered)), *entered)
+                if entered := callee.enter(call, deadline):
+                    outcome = callee.leave(call, callee.handler(*callee.arguments(*entered)), *entered)
                 else:
                     outcome = skipped(slot.call)
             finally:

@@ -98,8 +98,8 @@ class Coroutines:
             await wake
 
     async def _run(self, slot: CoroutineSlot, call: RunCall) -> None:
-        slot.call, number, topic, attempt, headers, data = call
-        callee = self._callees[number]
+        slot.call = call[0]
+        callee = self._callees[call[1]]
         marks, mark = self._marks, 2 * slot.index
         marks[mark + 1] = now = monotonic_ns()
         marks[mark] = slot.call
@@ -109,9 +109,9 @@ class Coroutines:
             self._sweep_by(deadline)
         outcome: Outcome | None
         try:
-            if entered := callee.enter(topic, attempt, headers, data, deadline):
+            if entered := callee.enter(call, deadline):
                 result = await callee.handler(*callee.arguments(*entered))
-                outcome = callee.leave(slot.call, result, *entered)
+                outcome = callee.leave(call, result, *entered)
             else:
                 outcome = skipped(slot.call)
             if slot.overdue:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from math import inf
 from typing import Any
 
 from ...decide import FAILED, OK, SKIPPED, TIMEOUT
@@ -19,7 +20,19 @@ class Callee:
     running, parked: of the runtime that overlaps calls.
     """
 
-    __slots__ = ("_project", "_where", "arguments", "concurrency", "function", "handler", "name", "parked", "running", "timeout")
+    __slots__ = (
+        "_project",
+        "_wants_ctx",
+        "_where",
+        "arguments",
+        "concurrency",
+        "function",
+        "handler",
+        "name",
+        "parked",
+        "running",
+        "timeout",
+    )
 
     def __init__(self, spec: Spec, invocation: Invocation, project: str) -> None:
         self.function = invocation.function
@@ -28,22 +41,29 @@ class Callee:
         self.name = spec.name
         self.timeout = spec.timeout
         self.concurrency = spec.concurrency
+        self._wants_ctx = invocation.wants_ctx
         self._where = invocation.function.where
         self._project = project
         self.running = 0
         self.parked: deque[RunCall] = deque()
 
-    def enter(self, topic: str, attempt: int, headers: bytes, data: bytes, deadline: float) -> tuple[CloudEvent, Context] | None:
-        """None if the function's filter says no. Raises EventInvalid for what is no event."""
-        event = CloudEvent.from_headers(headers, data)
+    def enter(self, call: RunCall, deadline: float) -> tuple[CloudEvent, Context | None] | None:
+        """None if the function's filter says no. A context only for a handler that takes one: 0.7 µs. Raises EventInvalid."""
+        event = CloudEvent.from_headers(call[4], call[5])
         if self._where is not None and not self._where.matches(event):
             return None
-        return event, Context(event, function=self.name, topic=topic, attempt=attempt, deadline=deadline, project=self._project)
+        return event, self._context(event, call, deadline) if self._wants_ctx else None
 
-    def leave(self, call: int, result: Any, event: CloudEvent, ctx: Context) -> Outcome | None:
+    def leave(self, call: RunCall, result: Any, event: CloudEvent, ctx: Context | None) -> Outcome | None:
         """None: succeeded and sends nothing. Raises Reject if what it returned cannot be sent."""
-        sent = outputs(self.function, result, event, ctx)
-        return _sending(call, sent) if sent else None
+        if result is None and (ctx is None or not ctx.outputs):
+            return None
+        sent = outputs(self.function, result, event, ctx or self._context(event, call, inf))
+        return _sending(call[0], sent) if sent else None
+
+    def _context(self, event: CloudEvent, call: RunCall, deadline: float) -> Context:
+        _, _, topic, attempt, _, _ = call
+        return Context(event, function=self.name, topic=topic, attempt=attempt, deadline=deadline, project=self._project)
 
     def failed(self, call: int, error: BaseException) -> Outcome:
         """Whatever user code raised, SystemExit and KeyboardInterrupt too, is a failed attempt and not the executor's end."""
