@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 LOOKAHEAD = 0.05  # seconds of work an executor may have queued
 GROW_AFTER = 0.025  # seconds that calls wait before another executor is worth its fork (1.5 ms, 7 MB)
+MEASURE = 0.1  # seconds over which rates are taken, if calls are many
 SICK_AFTER = 3  # executors in a row that did not start or died with nothing to blame it on
 IDLE = 60.0  # seconds without a call before an executor ends
 CLOSE = 5.0  # seconds for executors to leave their lifespan
@@ -71,6 +72,8 @@ class Pool:
         self._overlap = [1 if group.sync else spec.concurrency for spec in group.functions]
         self._rates = [0.0] * len(self._overlap)  # outcomes a second of one executor, smoothed
         self._answered = [0] * len(self._overlap)
+        self._since_measured = 0
+        self._enough = sum(self._overlap)  # answers after which the rates are taken anew
         self._measured = monotonic()
 
     @property
@@ -131,6 +134,9 @@ class Pool:
             answered[call.function] += 1
         for call, _ in others:
             answered[call.function] += 1
+        self._since_measured += len(done) + len(others)
+        if self._since_measured >= self._enough:
+            self._measure(monotonic())
         self._failures = 0
         if not executor.inflight:
             self._alone.pop(executor, None)  # it survived the suspect: an executor like any other
@@ -191,10 +197,8 @@ class Pool:
 
     def tick(self, now: float) -> None:
         """Deadlines, growth, idleness. Called every 25 ms while there are calls, every 250 ms otherwise."""
-        if now - self._measured >= 0.1:
-            share = 1 / (now - self._measured) / max(1, len(self._executors))
-            self._rates = [max(n * share, rate * 0.7 + n * share * 0.3) for n, rate in zip(self._answered, self._rates, strict=True)]
-            self._answered, self._measured = [0] * len(self._answered), now
+        if now - self._measured >= 1.0:
+            self._measure(now)
         for executor in self.executors:
             if executor.inflight:
                 self._kill_overdue(executor, now)
@@ -213,6 +217,13 @@ class Pool:
                 self._overdue[executor] = id
                 log.warning("call ignores its deadline; executor killed", extra={"function": self.group.functions[call.function].name})
                 return executor.kill("deadline")
+
+    def _measure(self, now: float) -> None:
+        """How fast calls end: over a second, or over the first few rounds, if that takes less."""
+        share = 1 / max(0.001, now - self._measured) / max(1, len(self._executors))
+        self._rates = [max(n * share, (rate + n * share) / 2) for n, rate in zip(self._answered, self._rates, strict=True)]
+        self._answered, self._measured = [0] * len(self._answered), now
+        self._since_measured, self._enough = 0, int(sum(self._overlap) + sum(self._rates) * MEASURE) * max(1, len(self._executors))
 
     # --- who runs what
 

@@ -86,10 +86,12 @@ class Feed:
                 held = self._take_strange(delivery, next(ids))
             self.held[held.id] = held
             taken.append(held)
-        if taken:
-            self.empty.clear()
+        now = monotonic()
+        if now - self.moved > 0.1:  # it had nothing to do, which says nothing about how fast it is
+            self._ended, self._measured = 0, now
+        self.empty.clear()
         self.counts.accepted += len(taken)
-        self.moved = monotonic()
+        self.moved = now
         return taken
 
     def _take_strange(self, delivery: Delivery, id: int) -> Held:
@@ -125,8 +127,10 @@ class Feed:
         if not self.held:
             self.empty.set()
         self._ended += len(done) + len(again)
-        self.moved = monotonic()
+        self.moved = now = monotonic()
         if self.subscription:
+            if self._ended >= self.subscription.prefetch:
+                self.resize(now)
             self.subscription.settle([held.delivery for held in done], [(held.delivery, delay) for held, delay in again])
 
     def renew(self) -> None:
@@ -155,11 +159,13 @@ class Feed:
     def resize(self, now: float) -> None:
         """Prefetch: what can run at once and one retry, plus HORIZON seconds of work at the rate seen lately.
 
-        So nothing ages past its lease, and a slow function hoards nothing that an idle worker could run.
+        So nothing ages past its lease, and a slow function hoards nothing that an idle worker could run. Called every now and then,
+        and when as many events ended as are prefetched: the first of a thousand no-ops are enough to see how fast they are.
         """
-        if now - self._measured >= 0.1:
-            fresh = self._ended / (now - self._measured)
-            self._rate = fresh if fresh > self._rate else self._rate * 0.7 + fresh * 0.3
+        elapsed = now - self._measured
+        if elapsed >= 1.0 or (self.subscription and self._ended >= self.subscription.prefetch):
+            fresh = self._ended / max(elapsed, 0.001)
+            self._rate = max(fresh, (self._rate + fresh) / 2)
             self._ended, self._measured = 0, now
         if self.subscription:
             # Sync calls do not overlap within an executor: the pool forks as many as `concurrency` for them.

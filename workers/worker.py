@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from time import monotonic, time
@@ -57,6 +57,7 @@ class Worker:
     ack_wait: float = 30.0
     feeds: list[Feed] = field(default_factory=list, init=False)
     ready: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _busy: asyncio.Event = field(default_factory=asyncio.Event, init=False)  # something has arrived
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`; then finish what is held and return. Cancelled: hand everything back at once.
@@ -112,6 +113,7 @@ class Worker:
 
     async def _read(self, feed: Feed, subscription: Subscription, ids: count[int], settler: Settler) -> None:
         async for batch in subscription:
+            self._busy.set()
             ready: list[Call] = []
             alone: list[Call] = []
             for held in feed.take(feed.fresh(batch), ids):
@@ -168,7 +170,13 @@ class Worker:
                 if feed.pool.sick and not feed.spec.ordered:
                     for call in feed.pool.withdraw(feed.index):
                         settler.store(feed.held[call.id], Outcome(call.id, FAILED, "", "", None, []), Decision("back", SICK_PAUSE))
-            await asyncio.sleep(0.025 if any(feed.held for feed in self.feeds) else 0.25)
+            if any(feed.held for feed in self.feeds):
+                await asyncio.sleep(0.025)
+            else:
+                self._busy.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.25):
+                        await self._busy.wait()
 
     async def _renew(self) -> None:
         while True:
