@@ -11,7 +11,7 @@ from . import report
 from .bench import Bench
 from .contenders import PEERS_OF
 
-MEASURES = ("drain", "steady", "latency")
+MEASURES = ("drain", "steady", "latency", "publish", "shapes")
 
 
 def options(arguments: list[str]) -> tuple[tuple[str, ...], frozenset[str], int]:

@@ -34,15 +34,13 @@ class Contender:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def environment(self, url: str, marks: Path) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TZ")}
-        own = {
-            "BENCH_URL": url,
-            "NATS_URL": url,
-            PATH: str(marks),
-            "PYTHONPATH": f"{HERE.parent}:{HERE / 'peers'}",
-            "PYTHONDONTWRITEBYTECODE": "",
-        }
-        return {**kept, **own, **self.environ}
+        return {**environment(url), PATH: str(marks), **self.environ}
+
+
+def environment(url: str) -> dict[str, str]:
+    """Of every contender's processes."""
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TZ")}
+    return {**kept, "BENCH_URL": url, "NATS_URL": url, "PYTHONPATH": f"{HERE.parent}:{HERE / 'peers'}"}
 
 
 def ours(module: str = "noop", events: int = 100_000, *, name: str = "ours", server: str = "nats", **environ: str) -> Contender:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,12 @@ from time import monotonic
 
 from . import marks as marks_module
 from . import procs
+from .bench import Sample
 from .contenders import Contender
 from .marks import Marks
 from .servers import Server
 
+Take = Callable[[], Awaitable[Sample]]
 STALLED = 30.0  # seconds without progress after which a round is over
 
 
@@ -36,6 +38,8 @@ class Stage:
 
     async def publish(self, how: str = "publish", *arguments: str, numbers: tuple[int, int] | None = None) -> None:
         """numbers: the first event and the one after the last; all of them if not given."""
+        if not self.contender.publish:
+            return
         some = {"BENCH_NUMBERS": "{}-{}".format(*numbers)} if numbers else {}
         await procs.finished([*self.contender.publish, how, *arguments], self.environ | some, self.log)
 
@@ -84,7 +88,7 @@ class Drained:
 
     rate: float
     client_us: float
-    server_us: float
+    server_us: float | None
     durability: str
     repeated: int
 
@@ -103,7 +107,7 @@ async def drain(contender: Contender) -> Drained:
         return Drained(
             on.marks.total / on.marks.seconds(),
             (ended[0] - started[0]) / ran * 1e6,
-            (ended[1] - started[1]) / ran * 1e6,
+            (ended[1] - started[1]) / ran * 1e6 if on.server.url else None,
             on.server.durability,
             on.marks.repeated(),
         )

@@ -43,6 +43,12 @@ async def nats(folder: Path) -> AsyncIterator[Server]:
 
 
 @asynccontextmanager
+async def nothing(folder: Path) -> AsyncIterator[Server]:
+    """For contenders that need no server."""
+    yield Server("", os.getpid(), "none: it is lost with its process")
+
+
+@asynccontextmanager
 async def nats_unsynced(folder: Path) -> AsyncIterator[Server]:
     """The same server with NATS's own default: an fsync every two minutes."""
     port = _free_port()
