@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from ..embedded import EmbeddedNats, Server
     from ..service import Service
     from ..workers.feed import Feed
+
+
+LOOK_EVERY = 2.0  # seconds between looks at the server
+ENOUGH = 32 << 20  # bytes free, after which a server that found the disk full is started anew
 
 
 @click.command()
@@ -279,7 +284,28 @@ class OwnServer:
 
     async def _keep(self) -> None:
         while True:
-            status = await self.server.exited()
-            click.echo(logs.line("", f"the NATS server ended (status {status}) and is started again; nothing is lost", YELLOW))
+            why = await self._trouble()
+            click.echo(logs.line("", f"{why} and is started again; nothing is lost", YELLOW))
             await self._stack.aclose()
             await self._begin()
+
+    async def _trouble(self) -> str:
+        """Returns when the server has to be started again. One that found the disk full stores nothing even when there is space again."""
+        log_file, full = self.server.log_file, False
+        read = log_file.stat().st_size if log_file.exists() else 0  # what an earlier server said is over
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_EVERY):
+                    return f"the NATS server ended (status {await self.server.exited()})"
+            except TimeoutError:
+                pass
+            with suppress(OSError), log_file.open("rb") as log:
+                log.seek(read if read <= log_file.stat().st_size else 0)  # 0: a new file took its place
+                new = log.read()
+                read = log.tell()
+                if not full and b"no space left on device" in new:
+                    full = True
+                    where = self._options.folder
+                    click.echo(logs.line("", f"the disk of {where} is full: nothing can be stored, events wait. Free some space", RED))
+            if full and shutil.disk_usage(self._options.folder).free > ENOUGH:
+                return "the disk has space again: the NATS server was stopped"
