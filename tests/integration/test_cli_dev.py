@@ -190,6 +190,36 @@ def test_a_server_that_is_killed_is_started_again_and_loses_nothing(tmp_path: Pa
         assert dev.stop() == 0
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 100 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", str(folder)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"NO FULL DISK, NOT TESTED: only root may mount one ({mounted.stderr.strip()})")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_is_named_and_what_was_published_meanwhile_runs_when_it_has_space_again(small_disk: Path) -> None:
+    faas = Faas(project(small_disk / "shop", RECORDING))
+    (small_disk.parent / "many.jsonl").write_text("".join(json.dumps({"n": n, "pad": "x" * 2000}) + "\n" for n in range(2000)))
+    filler = small_disk / "filler"
+    with faas.running("dev") as dev:
+        dev.wait_for("ready in")
+        with pytest.raises(OSError, match="No space left"):
+            filler.write_bytes(bytes(200 << 20))
+        with faas.running("publish", "orders.created", "-f", str(small_disk.parent / "many.jsonl")) as publishing:
+            dev.wait_for(f"the disk of {faas.folder}/.faas is full: nothing can be stored, events wait. Free some space")
+            filler.unlink()
+            dev.wait_for("the disk has space again: the NATS server was stopped and is started again; nothing is lost")
+            publishing.wait_for("stored 2,000 events")
+        wait(lambda: len({line.split()[0] for line in ran(faas.folder)}) == 2000)
+
+        assert dev.stop() == 0
+
+
 def test_dev_that_is_killed_leaves_nothing_running(tmp_path: Path) -> None:
     faas = Faas(project(tmp_path / "shop", RECORDING))
     with faas.running("dev") as dev:
