@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from broker_faas.decide import FAILED, INVALID, OK, REJECTED, RETRY, SKIPPED, TIMEOUT
+from broker_faas.workers.frames import Done, Outcome, encode
 
 from ..executors import Project, alive, project
 from ..helpers import eventually
@@ -62,6 +64,7 @@ def acts(event):
         case "abort": os.abort()
         case "kill 9": os.kill(os.getpid(), signal.SIGKILL)
         case "kill term": os.kill(os.getpid(), signal.SIGTERM); time.sleep(10)
+        case "kill 40": os.kill(os.getpid(), 40); time.sleep(10)
         case "close fds": os.closerange(0, 256); time.sleep(30)
         case "garbage": os.write(socket_fd(), b"GET / HTTP/1.1\\r\\n\\r\\n" * 10); time.sleep(30)
         case "huge frame": os.write(socket_fd(), (1 << 31).to_bytes(4, "big")); time.sleep(30)
@@ -232,6 +235,7 @@ EXITS = [
     ("abort", "SIGABRT"),
     ("kill 9", "SIGKILL (out of memory?)"),
     ("kill term", "SIGTERM"),
+    ("kill 40", "signal 40"),
     ("close fds", "closed its socket"),
     ("garbage", "wrote garbage to its socket: a frame announces 1,195,725,856 bytes; the limit is 33,554,432"),
     ("huge frame", "wrote garbage to its socket: a frame announces 2,147,483,648 bytes; the limit is 33,554,432"),
@@ -254,6 +258,19 @@ async def test_what_ends_an_executor_is_reported_once_with_its_reason_and_the_ca
     assert [*running.executor.inflight] == [id]
     assert not alive(running.executor.pid)
     assert len(running.exits) == 1
+
+
+@pytest.mark.parametrize("after", [-1.0, math.nan, math.inf])
+async def test_an_outcome_with_an_impossible_time_ends_its_executor_and_its_call_is_not_lost(faulty: Project, after: float) -> None:
+    running = await faulty.start("waits_or_not")
+    fine, wrong, behind = running.send(n=3, data=30)
+    others = [Outcome(fine, OK, "", "", None, []), Outcome(wrong, RETRY, "later", "", after, [])]
+    running.executor.data_received(bytes(encode(Done([], others))))
+    exit = await running.exit()
+
+    assert exit.reason == f"wrote garbage to its socket: after {after}"
+    assert [fine] == [*running.answers]
+    assert [wrong, behind] == [*running.executor.inflight]
 
 
 async def test_calls_beside_a_crash_are_told_apart_from_those_that_wait(faulty: Project) -> None:

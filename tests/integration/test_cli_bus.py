@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from broker_faas.buses.nats import NatsBus
+
 from ..terminal import COMMAND, Faas, project
 
 pytestmark = pytest.mark.timeout(90)
@@ -191,6 +193,39 @@ def test_a_line_of_a_slow_pipe_is_stored_before_the_next_one_comes(faas: Faas) -
 
     assert process.returncode == 0
     assert "stored 2 events" in said
+
+
+def test_the_byte_order_mark_of_a_file_is_no_part_of_its_first_event(faas: Faas) -> None:
+    (faas.folder / "o.jsonl").write_bytes(b'\xef\xbb\xbf{"n": 1}\n{"n": 2}\n')
+    faas("publish", "a.b", "-f", "o.jsonl")
+
+    assert [row["event"]["data"]["n"] for row in faas.json("events", "a.b")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-f", "o.jsonl", "--rate", "nan"], "--rate must be a number above 0."),
+        (["1", "--delay", "99999999d"], "'99999999d' is more than 100 years"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_numbers_that_nobody_can_wait_for_are_refused(faas: Faas, options: list[str], said: str) -> None:
+    (faas.folder / "o.jsonl").write_text("1\n")
+    refused = faas("publish", "a.b", *options, code=2)
+
+    assert said in refused.stderr
+    assert faas.json("events") == []
+
+
+@pytest.mark.xfail(reason="by then descriptor 0 is the event loop's own, and is read: exit 70")
+def test_a_closed_standard_input_is_no_file_to_publish(faas: Faas) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"exec {COMMAND[0]} -c '{COMMAND[2]}' publish a.b -f - <&-"],
+        cwd=faas.folder, env=faas.environment, capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert (done.returncode, "standard input is closed." in done.stderr) == (2, True)
 
 
 def test_publishing_goes_on_when_nobody_reads_its_output(faas: Faas) -> None:
@@ -385,6 +420,16 @@ def test_the_latest_events_of_a_topic_are_found_behind_many_others(faas: Faas) -
     assert len(faas.json("events")) == 20
     assert len(faas.json("events", "--since", "10m")) == 701
     assert faas.json("events", "--since", "2100-01-01T00:00:00Z") == []
+
+
+async def test_subjects_that_are_no_utf_8_are_listed_beside_the_others(faas: Faas, bus_url: str) -> None:
+    async with NatsBus(bus_url).open() as bus:
+        bus.connection.write(b"PUB ev.a.\xff.-.- 1\r\n1\r\n")
+        await bus.connection.flush()
+    faas("publish", "a.b", "2")
+
+    assert [row["topic"] for row in faas.json("events")] == ["a.\ufffd", "a.b"]
+    assert "a.\ufffd" in faas("events").stdout
 
 
 def test_following_shows_what_comes_and_ends_with_its_reader(faas: Faas) -> None:

@@ -108,6 +108,17 @@ async def test_what_another_client_put_there_is_shown_too(bus: JetStreamBus, con
     assert (one.queue, one.attempts, one.reason, one.id, one.size) == ("p--f", 0, "", "", 1)
 
 
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan", "1e999"])
+async def test_numbers_of_another_client_that_are_none_are_shown_as_unknown(bus: JetStreamBus, connection: Connection, number: str) -> None:
+    headers = f"Faas-Attempts: {number}\r\nFaas-First: {number}\r\nFaas-Last: {number}\r\n"
+    await bus.publish([Record("dead.p--f", "foreign", headers.encode(), b"x")], output=True)
+    await bury(bus, F, [1])
+    foreign, ours = await dead.list_dead(connection)
+
+    assert (foreign.attempts, ours.attempts) == (0, 3)
+    assert 1e9 < foreign.first == foreign.last < 1e11  # when it was stored
+
+
 # --- replay ---
 
 

@@ -18,9 +18,11 @@ from broker_faas.buses import pull
 from broker_faas.buses.commit import MAX_QUEUED
 from broker_faas.buses.nats import JetStreamBus, NatsBus
 from broker_faas.buses.pull import PullSubscription
+from broker_faas.buses.reading import read
 from broker_faas.embedded import Server
-from broker_faas.errors import BusRefused, BusUnavailable, EventTooLarge, TopicInvalid
-from broker_faas.layout import MAX_DATA, MAX_HEADERS
+from broker_faas.errors import BusFull, BusRefused, BusUnavailable, EventTooLarge, TopicInvalid
+from broker_faas.event import CloudEvent
+from broker_faas.layout import EVENTS, MAX_DATA, MAX_HEADERS, delayed_record
 from tests.helpers import OwnNats, eventually
 from tests.proxy import Proxy
 
@@ -166,6 +168,89 @@ async def test_acks_settled_while_disconnected_arrive_later(nats_server: Server,
 
 async def nothing_left(bus: JetStreamBus, queue: Queue) -> bool:
     return (await bus.lag(queue)).total == 0
+
+
+async def test_while_disconnected_acks_are_kept_and_nothing_else(nats_server: Server, bus_url: str) -> None:
+    async with behind_proxy(nats_server, bus_url) as (proxy, bus), bus.subscribe(QUEUE, 10) as subscription:
+        await bus.publish([record(n) for n in range(3)])
+        one, two, three = await take(subscription, 3)
+        await disconnected(proxy, bus)
+        subscription.settle((), (), [one, two, three])
+        subscription.settle((), [(one, 0.0), (two, 5.0)])
+        before = [*bus.connection._kept]
+        subscription.settle([three], [], [three])
+
+        assert b"".join(before) == b""
+        assert b"".join(bus.connection._kept) == f"PUB {three.token} 4\r\n+ACK\r\n".encode()
+
+        proxy.accepting = True
+        await eventually(lambda: bus.connected)
+
+
+async def test_what_nobody_reads_is_not_piled_up_when_its_leases_end(bus_url: str) -> None:
+    queue = Queue("shop--reserve", ("orders.created",), start="first", ack_wait=0.5)
+    async with NatsBus(bus_url).open() as bus, bus.subscribe(queue, 10) as subscription:
+        await bus.publish([record(n) for n in range(50)])
+        seen = 0
+
+        def delivered_four_times() -> bool:
+            nonlocal seen
+            seen = max(seen, len(subscription._ready))
+            return any(one.deliveries >= 4 for one in subscription._ready)
+
+        await eventually(delivered_four_times)
+
+        assert seen <= 10
+
+
+@pytest.mark.parametrize("settled", ["done", "again"])
+async def test_what_became_of_an_ordered_event_is_not_said_once_its_lease_has_ended(
+    bus_url: str, monkeypatch: pytest.MonkeyPatch, settled: str
+) -> None:
+    """Another worker may be at it, and the next event of the key would come before that one is through."""
+    queue = Queue("shop--ordered", ("orders.created",), partitions=16, start="first", ack_wait=1.0)
+    keyed = [record(n)._replace(subject="ev.orders.created.3.7") for n in (1, 2)]
+    async with NatsBus(bus_url).open() as bus, bus.subscribe(queue, 5) as subscription:
+        await bus.publish(keyed)
+        [late] = await take(subscription, 1)
+        await eventually(lambda: late.token not in subscription._held)
+        writes = noted_writes(bus, monkeypatch)
+        subscription.settle([late] if settled == "done" else [], [(late, 0.0)] if settled == "again" else [])
+        said = [write for write in writes if b"PUB $JS.ACK" in write]
+        [again] = await take(subscription, 1)
+        subscription.settle([again])
+        [second] = await take(subscription, 1)
+
+    assert [(1, 1), (1, 2), (2, 1)] == [(int(one.data), one.deliveries) for one in (late, again, second)]
+    assert said == []
+
+
+@pytest.mark.xfail(reason="only tick(), twice a second, notices that a lease has ended")
+async def test_what_became_of_an_ordered_event_is_not_said_from_the_moment_its_lease_ends(
+    bus_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = Queue("shop--ordered", ("orders.created",), partitions=16, start="first", ack_wait=0.5)
+    async with NatsBus(bus_url).open() as bus, bus.subscribe(queue, 5) as subscription:
+        bus._subscriptions.discard(subscription)  # its next tick is yet to come
+        await bus.publish([record(1)._replace(subject="ev.orders.created.3.7")])
+        [late] = await take(subscription, 1)
+        await take(subscription, 1)  # delivered again, here or elsewhere
+        writes = noted_writes(bus, monkeypatch)
+        subscription.settle([late])
+
+        assert [] == [write for write in writes if b"PUB $JS.ACK" in write]
+
+
+async def test_a_late_ack_of_an_event_without_order_still_spares_it_another_run(bus_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue("shop--reserve", ("orders.created",), start="first", ack_wait=0.5)
+    async with NatsBus(bus_url).open() as bus, bus.subscribe(queue, 1) as subscription:
+        await bus.publish([record(1)])
+        [late] = await take(subscription, 1)
+        await eventually(lambda: late.token not in subscription._held)
+        writes = noted_writes(bus, monkeypatch)
+        subscription.settle([late])
+
+        assert f"PUB {late.token} 4\r\n+ACK\r\n".encode() in b"".join(writes)
 
 
 async def test_a_dead_link_is_left_even_with_unsent_bytes(nats_server: Server, bus_url: str) -> None:
@@ -339,6 +424,21 @@ async def test_a_message_without_headers_is_delivered(bus_url: str) -> None:
         assert subscription._held_bytes == 0
 
 
+async def test_a_subject_that_is_no_utf_8_is_delivered_and_read_along(bus_url: str) -> None:
+    async with NatsBus(bus_url).open() as bus, bus.subscribe(QUEUE, 10) as subscription:
+        bus.connection.write(b"PUB ev.orders.created.\xff.- 4\r\nodd!\r\n")
+        await bus.publish([record(1)])
+        taken = await take(subscription, 2)
+        subscription.settle(taken)
+        along = [one async for one in read(bus.connection, EVENTS, ["ev.>"])]
+
+        for deliveries in (taken, along):
+            assert [("ev.orders.created.\ufffd.-", b"odd!"), ("ev.orders.created.-.-", b"1")] == [
+                (one.subject, one.data) for one in deliveries
+            ]
+        assert await eventually(lambda: nothing_left(bus, QUEUE))
+
+
 async def test_ack_subjects_with_a_domain_are_understood(bus_url: str) -> None:
     async with NatsBus(bus_url).open() as bus, bus.subscribe(QUEUE, 10) as subscription:
         token = f"$JS.ACK.hub.ACCHASH.events.{QUEUE.name}.3.77.12.1700000000500000000.4.rnd"
@@ -376,6 +476,60 @@ async def test_leaving_the_bus_ends_publishes_that_wait(nats_server: Server, bus
         await publishing
     with pytest.raises(BusUnavailable, match="closed"):
         await bus.publish([record(1)])
+
+
+# --- space --------------------------------------------------------------------------------------------------
+
+
+async def filled(bus: JetStreamBus) -> None:
+    """To nine tenths of 2 MiB, by what functions sent."""
+    await bus.publish([record(n, data=b"x" * 100_000) for n in range(19)], output=True)
+
+
+async def test_the_first_publish_of_a_new_connection_to_a_bus_that_is_nearly_full_is_refused(bus_url: str) -> None:
+    async with NatsBus(bus_url, max_bytes=2 << 20).open() as bus:
+        await filled(bus)
+    async with NatsBus(bus_url).open() as bus:
+        with pytest.raises(BusFull, match="the last 15 % are kept for what functions send"):
+            await bus.publish([record(100)])
+
+
+async def test_delayed_publishes_may_wait_in_a_tenth_of_the_bus_and_leave_room_for_outputs_and_dead_letters(bus_url: str) -> None:
+    async with NatsBus(bus_url, max_bytes=2 << 20).open() as bus:
+        delayed = [
+            delayed_record("a", CloudEvent(type="t", source="/s", id=f"{n}", data=b"x" * 50_000), time.time() + 86400) for n in range(8)
+        ]
+        waiting = await stored(bus, delayed, output=False)
+        others = [
+            record(1, data=b"x" * 50_000),
+            Record("dead.shop--reserve", "1", b"", b"x" * 50_000),
+            delayed[-1]._replace(subject="at.shop--reserve.1.1"),  # a retry
+        ]
+
+        assert waiting == 5
+        assert await stored(bus, others, output=True) == 3
+        assert await stored(bus, [record(2)], output=False) == 1
+
+
+async def stored(bus: JetStreamBus, records: list[Record], *, output: bool) -> int:
+    """How many, one after the other, until one finds no room."""
+    for n, one in enumerate(records):
+        try:
+            await bus.publish([one], output=output)
+        except BusFull:
+            return n
+    return len(records)
+
+
+async def test_of_publishes_that_come_together_only_the_one_that_finds_no_room_is_refused(bus_url: str) -> None:
+    async with NatsBus(bus_url, max_bytes=2 << 20).open() as bus:
+        await filled(bus)
+        small = [bus.publish([record(n)], output=True) for n in range(100, 112)]
+        large = bus.publish([record(200, data=b"x" * 900_000)], output=True)
+        *outcomes, refused = await asyncio.gather(*small, large, return_exceptions=True)
+
+    assert outcomes == [0] * 12
+    assert isinstance(refused, BusFull)
 
 
 # --- streams ------------------------------------------------------------------------------------------------
@@ -419,6 +573,7 @@ authorization {{ users: [
   {{ user: half, password: half, permissions: {{ publish: {{ deny: ["ev.Secret.>"] }} }} }}
   {{ user: deaf, password: deaf, permissions: {{ publish: {{ deny: ["$JS.API.CONSUMER.MSG.NEXT.>"] }} }} }}
   {{ user: mute, password: mute, permissions: {{ publish: {{ deny: ["$JS.ACK.>"] }} }} }}
+  {{ user: pub, password: pub, permissions: {{ publish: ["ev.>"], subscribe: ["_INBOX.>"] }} }}
   {{ user: shut, password: shut, permissions: {{ subscribe: {{ deny: ["_INBOX.>"] }} }} }}
 ] }}
 """
@@ -496,6 +651,22 @@ async def test_an_inbox_that_is_not_permitted_is_refused(restricted: Callable[..
     with pytest.raises(BusRefused, match="_INBOX"):
         async with restricted("shut").open():
             raise AssertionError
+
+
+async def test_a_user_who_may_only_publish_waits_for_a_stream_that_is_away_for_a_moment(
+    restricted: Callable[..., NatsBus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with restricted("admin").open() as admin, restricted("pub", manage=False).open() as bus:
+        config = (await admin.api(f"STREAM.INFO.{EVENTS}"))["config"]
+        await admin.api(f"STREAM.DELETE.{EVENTS}")
+        writes = noted_writes(bus, monkeypatch)
+        publishing = asyncio.create_task(bus.publish([record(1)]))
+        await eventually(lambda: publishing.done() or sum(b"HPUB ev." in write for write in writes) > 2)
+        await admin.api(f"STREAM.CREATE.{EVENTS}", config)
+        outcome = await publishing
+        stored = (await admin.api(f"STREAM.INFO.{EVENTS}"))["state"]["messages"]
+
+    assert (outcome, stored) == (0, 1)
 
 
 async def test_wrong_credentials_are_refused_at_once(restricted: Callable[..., NatsBus]) -> None:

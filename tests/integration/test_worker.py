@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from broker_faas.bus import Record
 from broker_faas.buses.nats import NatsBus
-from broker_faas.layout import EVENTS, faas_headers
+from broker_faas.layout import DEAD, EVENTS, event_record, faas_headers
+from broker_faas.workers.feed import Feed
+from broker_faas.workers.host import open_worker
+from broker_faas.workers.worker import LOST_DELIVERIES
 from tests.helpers import eventually
 from tests.project import Project, event
 
@@ -50,6 +56,26 @@ async def test_an_event_runs_every_function_that_listens_and_outputs_run_the_nex
     source = f"/{project.config.project}/reserve"
 
     assert ["orders.created /test 7", f"orders.reserved {source} 7"] == sorted(project.lines("audit"))
+
+
+async def test_one_event_on_two_topics_of_a_function_has_two_outputs(bus_url: str, tmp_path: Path) -> None:
+    project = Project(
+        tmp_path,
+        """
+        @function(on="a.*", sends="out")
+        async def f(event, ctx):
+            ctx.emit("out", ctx.topic)
+            return ctx.topic
+        @function(on="out")
+        async def g(event): note("out", event.json())
+    """,
+    )
+    async with project.running(bus_url) as running:
+        one = event("t", 1, 1)
+        await running.bus.publish([event_record("a.x", one), event_record("a.y", one)])
+        await eventually(lambda: len(project.lines("out")) == 4, timeout=5)
+
+    assert ["a.x", "a.x", "a.y", "a.y"] == sorted(project.lines("out"))
 
 
 async def test_a_failing_event_is_tried_max_attempts_times_and_then_is_a_dead_letter_with_its_story(bus_url: str, tmp_path: Path) -> None:
@@ -189,6 +215,98 @@ async def test_an_executor_that_crashes_costs_the_guilty_event_its_attempts_and_
     assert {"1"} == {line.split()[1] for line in project.lines("ok")}
 
 
+@pytest.mark.parametrize(
+    ("handler", "deed"),
+    [
+        ("async def", "asyncio.get_running_loop().call_soon(os.abort)"),
+        ("async def", "asyncio.get_running_loop().call_soon(os._exit, 0)"),
+        ("def", "os.closerange(3, 4096)"),
+    ],
+)
+async def test_an_event_whose_executor_dies_before_it_can_answer_is_a_dead_letter_in_the_end(
+    bus_url: str, tmp_path: Path, handler: str, deed: str
+) -> None:
+    """It has returned: nothing is running, and at first nobody is charged."""
+    project = Project(
+        tmp_path,
+        f"""
+        @function(on="a", retry=RetryPolicy(max_attempts=2, min_backoff=0.05))
+        {handler} f(event, ctx):
+            note("attempts", ctx.attempt)
+            {deed}
+        @function(on="b")
+        async def g(event, ctx): note("ran", f"{{event.id}} {{ctx.attempt}}")
+    """,
+    )
+    async with project.running(bus_url) as running:
+        await running.publish("a", 0)
+        await eventually(lambda: project.lines("attempts"))
+        await running.publish("b", 1, first=1)
+        await eventually(lambda: running.counts("f").dead == 1, timeout=8)
+        await eventually(lambda: running.counts("g").done == 1)
+
+        assert ["1", "1", "1", "2"] == project.lines("attempts")  # twice with others to suspect, then alone
+        assert {"1 1"} == set(project.lines("ran"))  # its answer may have been lost too
+
+    (letter,) = await dead(bus_url)
+
+    assert "2" == letter["attempts"]
+    assert letter["reason"].startswith("executor ended while running it: ")
+
+
+async def test_an_event_that_kills_the_zygote_is_a_dead_letter_in_the_end_and_the_others_run(
+    bus_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker_faas.workers.host.MAX_BACKOFF", 0.1)
+    project = Project(
+        tmp_path,
+        """
+        @function(on="a", retry=RetryPolicy(max_attempts=1))
+        def f(event):
+            note("killed", event.id)
+            os.kill(os.getppid(), 9)
+            time.sleep(1)
+        @function(on="b")
+        def g(event, ctx): note("ran", f"{event.id} {ctx.attempt}")
+    """,
+    )
+    async with project.running(bus_url) as running:
+        await running.publish("a", 0)
+        await eventually(lambda: project.lines("killed"))
+        await running.publish("b", 1, first=1)
+        await eventually(lambda: running.counts("f").dead == 1, timeout=8)
+        await eventually(lambda: running.counts("g").done == 1)
+
+        assert 3 == len(project.lines("killed"))
+        assert "1 1" == project.lines("ran")[-1]
+
+    (letter,) = await dead(bus_url)
+
+    assert letter["reason"].startswith("the process that executors are forked from died while only it ran")
+
+
+async def test_a_call_whose_outcome_is_garbage_runs_again(bus_url: str, tmp_path: Path) -> None:
+    project = Project(
+        tmp_path,
+        """
+        from broker_faas import invoke
+        invoke._is_delay = lambda after: True  # an executor that is not ours checks nothing
+        @function(on="a")
+        async def f(event, ctx):
+            note("attempts", ctx.attempt)
+            if len((HERE / "attempts").read_text()) > 2: return
+            retry = Retry("later")
+            retry.after = -1
+            raise retry
+    """,
+    )
+    async with project.running(bus_url) as running:
+        await running.publish("a", 0)
+        await eventually(lambda: running.counts("f").done == 1, timeout=5)
+
+        assert ["1", "1"] == project.lines("attempts")
+
+
 async def test_an_ordered_function_keeps_a_keys_order_through_failures(bus_url: str, tmp_path: Path) -> None:
     project = Project(
         tmp_path,
@@ -213,8 +331,6 @@ async def test_an_ordered_function_keeps_a_keys_order_through_failures(bus_url: 
 
 
 def _keyed(key: str, n: int) -> Record:
-    from broker_faas.layout import event_record
-
     return event_record("a", event("a", n, n, key).replace(id=f"{key}{n}"))
 
 
@@ -278,6 +394,119 @@ async def test_a_cancelled_worker_hands_back_and_another_takes_over_at_once(bus_
             await eventually(lambda: second.counts("f").done == 4)
 
         assert time.monotonic() - started < 10  # ack_wait is 30 s: it was handed back, not waited for
+
+
+async def test_an_event_that_is_handed_back_again_and_again_is_charged_no_attempt(bus_url: str, tmp_path: Path) -> None:
+    """The workers that had it stopped at once; what it might have done to them, they would have reported."""
+    project = Project(
+        tmp_path,
+        """
+        @function(on="a", retry=RetryPolicy(max_attempts=1))
+        async def f(event, ctx):
+            note("attempts", ctx.attempt)
+            await asyncio.sleep(3600)
+    """,
+    )
+    turns = LOST_DELIVERIES + 3
+    async with NatsBus(bus_url).open() as bus, open_worker(project.config, bus) as first:
+        for turn in range(1, turns + 1):
+            worker = replace(first)
+            working = asyncio.create_task(worker.run(asyncio.Event()))
+            await worker.ready.wait()
+            if turn == 1:
+                await bus.publish([event_record("a", event("a", 1, 1))])
+            await eventually(lambda: len(project.lines("attempts")) == turn, timeout=5)  # noqa: B023
+            working.cancel()
+            await asyncio.wait([working])
+        lag = await bus.lag(worker.feeds[0].queue)
+        letters = (await bus.api(f"STREAM.INFO.{DEAD}"))["state"]["messages"]
+
+    assert ["1"] * turns == project.lines("attempts")
+    assert (1, 0) == (lag.total, letters)
+
+
+async def test_an_event_that_comes_again_while_it_is_held_does_not_run_twice(
+    bus_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease ended, as when the bus cannot be reached for a while."""
+    monkeypatch.setattr(Feed, "renew", lambda feed: None)
+    project = Project(
+        tmp_path,
+        """
+        @function(on="a")
+        async def f(event):
+            note("start", event.id)
+            while not (HERE / "go").exists(): await asyncio.sleep(0.01)
+    """,
+    )
+    async with project.running(bus_url, ack_wait=0.5) as running:
+        await running.publish("a", 1)
+        feed = running.feed("f")
+        await eventually(lambda: any(held.delivery.deliveries > 1 for held in feed.held.values()) or len(feed.held) > 1)
+        (tmp_path / "go").touch()
+        await eventually(lambda: not feed.held)
+        lag = await running.bus.lag(feed.queue)
+
+        assert (1, 0) == (feed.counts.done, lag.total)
+
+    assert ["0"] == project.lines("start")
+
+
+async def test_a_drain_does_not_wait_for_an_executor_that_is_still_starting(bus_url: str, tmp_path: Path) -> None:
+    project = Project(
+        tmp_path,
+        """
+        from contextlib import asynccontextmanager
+        @asynccontextmanager
+        async def lifespan():
+            if (HERE / "hang").exists(): await asyncio.sleep(3600)
+            yield
+        @function(on="a", concurrency=1)
+        async def f(event):
+            note("start", event.id)
+            while not (HERE / "go").exists(): await asyncio.sleep(0.01)
+    """,
+    )
+    async with project.running(bus_url) as running:
+        await running.publish("a", 0)
+        await eventually(lambda: project.lines("start"))
+        (tmp_path / "hang").touch()
+        await running.publish("a", 1, 2, first=1)
+        await eventually(lambda: running.feed("f").pool._forks)
+        running.stop.set()
+        (tmp_path / "go").touch()
+        await eventually(running.task.done, timeout=3)
+
+        assert running.counts("f").accepted == running.counts("f").done > 0
+
+
+async def test_a_worker_that_can_have_no_executor_leaves_its_events_to_one_that_can(
+    bus_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker_faas.workers.dispatch.SICK_AFTER", 1)
+    monkeypatch.setattr("broker_faas.workers.worker.SICK_PAUSE", 0.1)
+    code = """
+        from contextlib import asynccontextmanager
+        @asynccontextmanager
+        async def lifespan():
+            if (HERE / "sick").exists(): raise OSError("no way to the database")
+            yield
+        @function(on="a", retry=RetryPolicy(max_attempts=2))
+        async def f(event, ctx): note("ran", f"{event.json()} {ctx.attempt}")
+    """
+    folders = [tmp_path / node / "shop" for node in ("sick", "well")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    sick, well = (Project(folder, code) for folder in folders)
+    (sick.folder / "sick").touch()
+    async with NatsBus(bus_url).open() as bus, sick.worker(bus) as first:
+        await first.publish("a", *range(20))
+        await eventually(lambda: first.counts("f").accepted)
+        async with well.worker(bus) as second:
+            await eventually(lambda: second.counts("f").done == 20, timeout=8)
+
+        assert {f"{n} 1" for n in range(20)} == set(well.lines("ran"))
+        assert [] == sick.lines("ran")
 
 
 async def test_what_a_function_prints_is_logged(bus_url: str, tmp_path: Path) -> None:

@@ -30,6 +30,13 @@ async def test_lines_are_numbered_from_one_and_empty_ones_left_out(tmp_path: Pat
     assert await read(path) == [(1, b'{"a":1}'), (4, b'{"a":2}'), (5, b"last")]
 
 
+async def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a":1}\n\xef\xbb\xbf2\n')
+
+    assert await read(path) == [(1, b'{"a":1}'), (2, b"\xef\xbb\xbf2")]
+
+
 async def test_a_line_longer_than_any_event_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"x" * (LONGEST + (1 << 20)))

@@ -36,6 +36,12 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         duration(text)
 
 
+@pytest.mark.parametrize("text", ["36501d", "99999999d", "1" + "0" * 400 + "s"], ids=["36501d", "99999999d", "infinite"])
+def test_a_duration_that_no_clock_can_count_to_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is more than 100 years"):
+        duration(text)
+
+
 def test_a_moment_is_unix_seconds_and_local_without_an_offset() -> None:
     local = time.mktime((2030, 1, 31, 8, 0, 0, 0, 0, -1))
 

@@ -264,6 +264,79 @@ async def test_an_executor_that_dies_with_nothing_running_is_not_forked_again_at
         assert (1, []) == (len(b.executors), b.settled)
 
 
+async def test_executors_that_ended_because_they_were_idle_are_followed_by_another_at_once(bench: Any) -> None:
+    async with bench(size=3, concurrency=1) as b:
+        b.submit(1, 2, 3)
+        await b.forked(1)
+        b.pool.tick(monotonic() + dispatch.GROW_AFTER * 2)
+        await b.forked(3)
+        for executor in b.executors:
+            b.finish(executor, *executor.inflight)
+        b.pool.tick(monotonic() + dispatch.IDLE + 1)
+        for executor in b.executors:
+            b.die(executor, reason="drained")
+        b.submit(4)
+        await eventually(lambda: len(b.executors) == 4, timeout=1)  # no tick: were it to wait, nothing would fork it
+
+        assert [[4]] == b.executors[3].frames
+
+
+async def test_executors_that_ended_because_they_were_worn_are_followed_by_another_at_once(bench: Any) -> None:
+    async with bench(size=1, concurrency=1) as b:
+        b.pool._recycle_events = 1
+        b.submit(*range(4))
+        for n in range(4):
+            await eventually(lambda: len(b.executors) == n + 1, timeout=1)  # noqa: B023
+            b.executors[n].events = 1
+            b.finish(b.executors[n], n)
+            b.die(b.executors[n], reason="drained")
+
+        assert [[[0]], [[1]], [[2]], [[3]]] == [executor.frames for executor in b.executors]
+
+
+async def test_an_executor_that_was_to_end_and_took_calls_along_is_not_forked_again_at_once(bench: Any) -> None:
+    async with bench(size=1) as b:
+        b.submit(1)
+        await b.forked(1)
+        b.pool._retire(b.executors[0])
+        b.die(b.executors[0])
+        b.pool.tick(monotonic() + 0.1)
+        await asyncio.sleep(0)
+
+        assert (1, []) == (len(b.executors), b.settled)
+
+
+async def test_a_call_that_took_an_executor_along_twice_runs_alone_and_is_charged_the_third_time(bench: Any) -> None:
+    """It had returned, so nothing was running: which of those that were not answered yet did it?"""
+    async with bench(size=1) as b:
+        b.submit(1)
+        for deaths in (1, 2, 3):
+            await b.forked(deaths)
+
+            assert [] == b.settled
+
+            b.die(b.executors[-1])
+            b.pool._not_before = 0.0  # the back-off is over
+            b.pool.tick(monotonic() + 1)
+
+        assert [(1, CRASHED, "executor ended while running it: SIGSEGV")] == b.settled
+
+
+async def test_a_call_that_took_the_zygote_along_twice_runs_alone_and_is_charged_the_third_time(bench: Any) -> None:
+    async with bench(size=1) as b:
+        b.submit(1, 2)
+        await b.forked(1)
+        b.die(b.executors[0], 1, zygote_died=True)
+        await b.forked(2)
+        b.die(b.executors[1], 1, zygote_died=True)
+        await eventually(lambda: [1] in [frame for executor in b.executors[2:] for frame in executor.frames])
+        alone = next(executor for executor in b.executors[2:] if [1] in executor.frames)
+        b.die(alone, 1, zygote_died=True)
+
+        assert [(1, CRASHED)] == [(id, status) for id, status, _ in b.settled]
+        assert "the process that executors are forked from died while only it ran" in b.settled[0][2]
+
+
 async def test_an_executor_that_cannot_start_is_tried_again_later(bench: Any) -> None:
     async with bench(size=1) as b:
         b.failures = 1
@@ -329,3 +402,36 @@ async def test_what_an_executor_says_after_its_pool_was_killed_counts_no_more(be
         b.finish(b.executors[0], 1)
 
         assert [] == b.settled
+
+
+async def test_closing_does_not_wait_for_an_executor_that_is_still_starting(bench: Any) -> None:
+    async with bench(size=1) as b:
+        starting = asyncio.Event()
+
+        async def hangs(group: Group, pool: Pool) -> Any:
+            starting.set()
+            await asyncio.Event().wait()
+
+        b.pool._fork = hangs
+        b.submit(1)
+        await starting.wait()
+        async with asyncio.timeout(1):
+            await b.pool.close()
+
+        assert [] == b.pool.executors
+
+
+async def test_of_each_function_an_executor_takes_as_many_as_it_may_overlap(bench: Any) -> None:
+    async with bench(size=1, concurrency=2) as b:
+        b.pool = Pool(
+            Group(name="g", functions=[spec(concurrency=2), spec(name="other", concurrency=1)], env={}, sync=False),
+            1,
+            b.fork,
+            b.settle,
+            b.pool._tasks,
+        )
+        b.pool.submit([Call(id, 0, "a", 1, b"", b"") for id in range(1, 6)])
+        await b.forked(1)
+        b.pool.submit([Call(id, 1, "a", 1, b"", b"") for id in (6, 7)])
+
+        assert [[1, 2], [6]] == b.executors[0].frames

@@ -383,8 +383,8 @@ def test_delay_is_finite_and_within_its_bounds(policy: RetryPolicy, attempt: int
     ("options", "message"),
     [
         *[({"max_attempts": value}, "max_attempts=.* must be a whole number of at least 1") for value in (0, -1, 1.5, True, "3")],
-        *[({"min_backoff": value}, "min_backoff=.* must be seconds, 0 or more") for value in (-1, math.inf, math.nan, "1")],
-        *[({"max_backoff": value}, "max_backoff=.* must be seconds, min_backoff or more") for value in (0.5, math.inf, "1")],
+        *[({"min_backoff": value}, "min_backoff=.* must be seconds, 0 or more") for value in (-1, math.inf, math.nan, "1", 1e300)],
+        *[({"max_backoff": value}, "max_backoff=.* must be seconds, min_backoff or more") for value in (0.5, math.inf, "1", 1e300)],
         *[({"factor": value}, "factor=.* must be a number of at least 1") for value in (0.5, math.nan, None)],
         *[({"jitter": value}, "jitter=.* must lie between 0 and 1") for value in (-0.1, 1.1, None)],
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -252,6 +253,22 @@ def test_an_exception_says_what_happens_next(error: BaseException, status: int, 
 
     assert (failure.status, failure.reason, failure.after) == (status, reason, after)
     assert "raised_by" in failure.detail
+
+
+class Soon(Retry):
+    def __init__(self, after: Any) -> None:
+        super().__init__("busy")
+        self.after = after
+
+
+@pytest.mark.parametrize("after", [-1, math.nan, math.inf, 31 * 86400, "soon", [1], "\ud800"])
+def test_a_retry_whose_subclass_set_an_impossible_time_is_a_failed_attempt_that_says_so(after: Any) -> None:
+    failure = classify(raised_by(Soon(after)))
+
+    assert (failure.status, failure.after) == (FAILED, None)
+    assert failure.reason.startswith("Retry.after=")
+    assert failure.reason.endswith(" must lie between 0 and 30 days, in seconds")
+    failure.reason.encode()  # it can be sent
 
 
 def test_the_traceback_begins_with_user_code() -> None:

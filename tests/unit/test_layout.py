@@ -253,6 +253,12 @@ def test_a_delayed_publish_is_a_schedule_with_a_derived_id() -> None:
     assert layout.origin(delivery(record)).topic == "orders.created"
 
 
+def test_the_outputs_of_one_event_from_two_topics_are_no_duplicates() -> None:
+    one, two = (layout.output_id(EVENT, 0, topic) for topic in ("orders.created", "orders.paid"))
+
+    assert one != two
+
+
 def test_the_origin_of_a_plain_event_is_its_place_in_the_stream() -> None:
     assert layout.origin(delivery(layout.event_record("orders.created", EVENT))) == ("orders.created", "7", 0, 1000.5)
 
@@ -275,6 +281,18 @@ def test_a_retry_of_a_retry_keeps_the_first_time_and_sequence_and_one_schedule()
     assert (third.subject, third.msg_id) == ("at.shop--reserve.7.2", "at:shop--reserve:7:2")
     assert third.headers.count(b"Nats-Schedule:") == third.headers.count(b"Faas-Attempts:") == 1
     assert layout.origin(delivery(third._replace(subject="go.shop--reserve"))) == ("orders.created", "7", 2, 1000.5)
+
+
+def test_what_is_handed_back_has_as_many_attempts_as_before_and_is_stored_once_a_delivery() -> None:
+    retried = delivery(layout.retry_record(QUEUE, delivery(layout.event_record("orders.created", EVENT)), 2, 0.0), seq=50)
+    back = layout.back_record(QUEUE, retried, 2, 1767225600.0)
+    again = layout.back_record(QUEUE, retried, 2, 1767225601.0)
+    later = layout.back_record(QUEUE, delivery(back, seq=51), 2, 1767225602.0)
+
+    assert layout.origin(delivery(back._replace(subject="go.shop--reserve"), seq=99)) == ("orders.created", "7", 2, 1000.5)
+    assert CloudEvent.from_headers(back.headers, back.data) == EVENT
+    assert back.msg_id == again.msg_id
+    assert back.msg_id != later.msg_id
 
 
 def dead(**changes: Any) -> Record:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -91,3 +93,42 @@ async def test_signal_handlers_are_put_back() -> None:
     await run(service)
 
     assert before == signal.getsignal(signal.SIGTERM)
+
+
+@pytest.fixture
+def on_hangup() -> Iterator[Callable[[Any], None]]:
+    """`on_hangup(handler)` is what SIGHUP does until the end of the test."""
+    before = signal.getsignal(signal.SIGHUP)
+
+    def set_to(handler: Any) -> None:
+        signal.signal(signal.SIGHUP, handler)
+
+    yield set_to
+    signal.signal(signal.SIGHUP, before)
+
+
+async def test_a_terminal_that_is_closed_drains(on_hangup: Callable[[Any], None]) -> None:
+    on_hangup(lambda *_: None)
+
+    async def service(stop: asyncio.Event) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        async with asyncio.timeout(1):
+            await stop.wait()
+
+    await run(service)
+
+
+async def test_under_nohup_a_terminal_that_is_closed_drains_nothing(
+    on_hangup: Callable[[Any], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    on_hangup(signal.SIG_IGN)
+    caplog.set_level("INFO", logger="broker_faas")
+
+    async def service(stop: asyncio.Event) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)  # a second signal, were the first one heard
+        await stop.wait()
+
+    await run(service)
+
+    assert ["SIGTERM"] == [vars(record)["why"] for record in caplog.records if record.message == "drain"]

@@ -1,0 +1,59 @@
+"""What a feed makes of an event that comes again while it is still held."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from broker_faas.bus import Delivery, Queue
+from broker_faas.event import CloudEvent
+from broker_faas.layout import event_record, origin
+from broker_faas.workers.dispatch import Pool
+from broker_faas.workers.feed import Feed
+
+from .test_dispatch import spec
+
+EVENT = event_record("a", CloudEvent(type="t", source="/s", id="1"))
+
+
+def delivery(seq: int, deliveries: int, source: str = "events/p--f") -> Delivery:
+    return Delivery(EVENT.subject, EVENT.headers, EVENT.data, seq, deliveries, 1000.0, source, f"{source}.{seq}.{deliveries}")
+
+
+def holding(*deliveries: Delivery) -> Feed:
+    feed = Feed(spec(), Queue("p--f", ("a",)), cast(Pool, None), 0)
+    for id, one in enumerate(deliveries, 1):
+        feed.take(id, one, origin(one))
+    return feed
+
+
+class Settled:
+    """A subscription that remembers the tokens it was told."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def settle(self, done: list[Delivery], again: Any = (), renew: Any = ()) -> None:
+        self.done += [one.token for one in done]
+
+
+def test_an_event_that_comes_again_while_it_is_held_does_not_run_twice() -> None:
+    feed = holding(delivery(7, 1))
+    new = delivery(8, 1)
+
+    assert [new] == feed.fresh([delivery(7, 2), new])
+
+
+def test_an_event_that_came_again_while_it_was_held_is_settled_under_its_new_lease() -> None:
+    feed = holding(delivery(7, 1))
+    subscription = Settled()
+    feed.subscription = cast(Any, subscription)
+    feed.fresh([delivery(7, 2)])
+    feed.settle([*feed.held.values()], [])
+
+    assert ["events/p--f.7.2"] == subscription.done
+
+
+def test_events_that_come_again_and_are_not_held_here_run() -> None:
+    again, of_retries = delivery(6, 2), delivery(7, 2, "retries/p--f")
+
+    assert [again, of_retries] == holding(delivery(7, 1)).fresh([again, of_retries])
