@@ -52,6 +52,7 @@ class Zygote:
         self.broken: dict[str, str] = {}
         self.closed = asyncio.Event()
         self.pid = 0
+        self._pidfd = -1
         self._project = project
         self._output = output
         self._lease = lease
@@ -145,6 +146,8 @@ class Zygote:
         self.pid = self._process.pid
         self._control.setblocking(False)
         self._loop.add_reader(self._control, self._readable)
+        self._pidfd = os.pidfd_open(self.pid)
+        self._loop.add_reader(self._pidfd, self._exited)
 
     async def _load(self, timeout: float) -> None:
         while not self._loaded and not self.closed.is_set():
@@ -177,12 +180,20 @@ class Zygote:
             executor.abort()
         await asyncio.sleep(0)  # their transports' last words
 
+    def _exited(self) -> None:
+        """Its end of the socket may live on, in a process that a module forked when it was imported."""
+        self._readable()
+        self._died()
+
     def _died(self) -> None:
         """Nothing more comes from the zygote: it ended, or it is ended here. Its executors go with it."""
         if self.closed.is_set():
             return
         self._loop.remove_reader(self._control)
         self._control.close()
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # and what modules started when they were imported
         self._process.kill()

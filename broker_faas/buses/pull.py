@@ -180,7 +180,7 @@ class PullSubscription:
             return not (isinstance(delivery, Held) and delivery.consumer.partition)
         held.consumer.unsettled -= 1
         self._held_bytes -= held.size
-        return True
+        return not held.consumer.partition or held.until > self._loop.time()
 
     # --- requests ---
 

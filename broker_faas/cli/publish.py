@@ -89,6 +89,8 @@ def publish(
         raise click.UsageError("--rate must be a number above 0.")
     if file is None and (skip_bad or rate):
         raise click.UsageError("--skip-bad and --rate are for -f.")
+    if file == "-" and not os.path.exists("/proc/self/fd/0"):  # before the event loop opens something of its own in its place
+        raise click.UsageError("-f -: standard input is closed.")
     if delay is not None and at is not None:
         raise click.UsageError("give --delay or --at, not both.")
     from ..topics import check_topic
@@ -256,10 +258,6 @@ class Lines:
 def _opened(name: str) -> Iterator[int]:
     """Raises ConfigError if there is no such file."""
     if name == "-":
-        try:
-            os.fstat(0)
-        except OSError:
-            raise click.UsageError("-f -: standard input is closed.") from None
         yield 0
         return
     try:

@@ -301,7 +301,6 @@ async def test_killing_the_zygote_ends_its_executors_uncharged_within_2_s(tmp_pa
             await opened.start("family")
 
 
-@pytest.mark.xfail(reason="what a module forked holds the zygote's end of the control socket, so its death is not heard of")
 async def test_the_death_of_a_zygote_is_noticed_although_a_module_has_forked(tmp_path: Path) -> None:
     source = "import os, time\npid = os.fork()\nif pid == 0: time.sleep(60); os._exit(0)\nopen('pid', 'w').write(str(pid))"
     async with project(tmp_path, app=source) as opened:

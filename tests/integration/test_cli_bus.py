@@ -218,7 +218,6 @@ def test_numbers_that_nobody_can_wait_for_are_refused(faas: Faas, options: list[
     assert faas.json("events") == []
 
 
-@pytest.mark.xfail(reason="by then descriptor 0 is the event loop's own, and is read: exit 70")
 def test_a_closed_standard_input_is_no_file_to_publish(faas: Faas) -> None:
     done = subprocess.run(
         ["sh", "-c", f"exec {COMMAND[0]} -c '{COMMAND[2]}' publish a.b -f - <&-"],

@@ -225,7 +225,6 @@ async def test_what_became_of_an_ordered_event_is_not_said_once_its_lease_has_en
     assert said == []
 
 
-@pytest.mark.xfail(reason="only tick(), twice a second, notices that a lease has ended")
 async def test_what_became_of_an_ordered_event_is_not_said_from_the_moment_its_lease_ends(
     bus_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any, cast
 
 from broker_faas.bus import Delivery, Queue
 from broker_faas.event import CloudEvent
-from broker_faas.layout import event_record, origin
+from broker_faas.layout import event_record
 from broker_faas.workers.dispatch import Pool
 from broker_faas.workers.feed import Feed
 
@@ -21,13 +22,14 @@ def delivery(seq: int, deliveries: int, source: str = "events/p--f") -> Delivery
 
 def holding(*deliveries: Delivery) -> Feed:
     feed = Feed(spec(), Queue("p--f", ("a",)), cast(Pool, None), 0)
-    for id, one in enumerate(deliveries, 1):
-        feed.take(id, one, origin(one))
+    feed.take([*deliveries], count(1))
     return feed
 
 
 class Settled:
     """A subscription that remembers the tokens it was told."""
+
+    prefetch = 100
 
     def __init__(self) -> None:
         self.done: list[str] = []
