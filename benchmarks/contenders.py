@@ -82,7 +82,7 @@ PEERS_OF = {  # PEERS=… names these
             "Taskiq+NATS",
             "nats",
             "taskiq_app",
-            "taskiq worker taskiq_app:broker -w 2 --ack-type when_executed --max-async-tasks 200 --max-prefetch 200",
+            "taskiq worker taskiq_app:broker -w 2 --ack-type when_executed --max-async-tasks 200 --max-prefetch 200 --log-level WARNING",
             20_000,
         ),
     ),

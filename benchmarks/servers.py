@@ -98,7 +98,7 @@ async def rabbitmq(folder: Path) -> AsyncIterator[Server]:
         "ERL_EPMD_PORT": str(_free_port()),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none",
     }
-    async with procs.running(RABBITMQ, environ, folder / "log", patience=1.0) as process, _ending_epmd(environ):
+    async with _ending_epmd(environ), procs.running(RABBITMQ, environ, folder / "log", patience=1.0) as process:
         await _listening(port, folder / "log", 90)
         yield Server(f"amqp://guest:guest@127.0.0.1:{port}/%2F", process.pid, "durable queue, persistent messages; fsync when idle")
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 
-from .. import rounds
+from .. import rounds, servers
 from ..bench import Bench, Sample
 from ..contenders import PEERS_OF, Contender, loop, ours
 
@@ -22,7 +23,10 @@ WANTED = {
 async def run(bench: Bench) -> None:
     contenders = [ours(), loop(), ours(name="ours, server's default sync", server="nats_unsynced")]
     contenders.append(loop(name="hand-written loop, server's default sync", server="nats_unsynced"))
-    contenders += [contender for name in sorted(bench.peers) for contender in PEERS_OF[name]]
+    for contender in (contender for name in sorted(bench.peers) for contender in PEERS_OF[name]):
+        contenders.append(contender)
+        if contender.server is servers.nats:
+            contenders.append(replace(contender, name=f"{contender.name}, server's default sync", server=servers.nats_unsynced))
     await bench.compare("drain", "events/s", {contender.name: partial(drained, contender) for contender in contenders})
     bench.ratio("drain, of the hand-written loop", "drain", "ours", "hand-written loop", 0.60, 0.85)
     for name, (must, aim) in WANTED.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from arq.connections import ArqRedis, RedisSettings  # type: ignore[import-not-f
 
 from benchmarks.marks import here
 
+logging.disable(logging.INFO)  # it would log two lines a job
 marks = here()
 clients: list[ArqRedis] = []
 
