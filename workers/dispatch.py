@@ -176,9 +176,9 @@ class Pool:
             fields = {"pool": self.group.name, "reason": exit.reason, "running": len(running), "uncharged": len(left)}
             log.warning("executor died", extra=fields)
         several = len(running) > 1 and not exit.zygote_died and charged is None
-        suspects = [call for call in left.values() if call.deaths > 1 or (several and call.id in running)]
-        self._suspects.extend(suspects)
-        self._wait([call for call in left.values() if call not in suspects], first=True)
+        suspects = {id for id, call in left.items() if call.deaths > 1 or (several and id in running)}
+        self._suspects.extend(left[id] for id in suspects)
+        self._wait([call for id, call in left.items() if id not in suspects], first=True)
         if charged:
             self._settle([], [(charged, outcome._replace(call=charged.id))])
         self._pump()

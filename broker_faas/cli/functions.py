@@ -151,8 +151,11 @@ async def _list(place: Place) -> list[dict[str, Any]]:
     rows = []
     for spec in specs:
         queue = queues.pop(f"{config.project}--{spec.name}", None)
+        counts = counters.get(spec.name)
         note = "" if queue else "no queue yet: start a worker, or 'faas functions sync'"
-        rows.append(_row(spec.name, spec.topics, spec.version, queue, counters.get(spec.name), note) | {"doc": spec.doc})
+        if unkeyed := (counts or {}).get("unkeyed"):
+            note = f"{count(unkeyed, 'event')} without a key, so without an order"
+        rows.append(_row(spec.name, spec.topics, spec.version, queue, counts, note) | {"doc": spec.doc})
     for name, queue in queues.items():
         function = name.removeprefix(f"{config.project}--")
         note = "" if problem else "its function is gone: 'faas functions prune' deletes it"

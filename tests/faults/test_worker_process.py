@@ -13,6 +13,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import nats
+
 from broker_faas.buses.nats import NatsBus
 from broker_faas.layout import event_record
 from tests.helpers import eventually
@@ -171,6 +173,34 @@ async def test_sigterm_drains_and_ends_with_zero(bus_url: str, tmp_path: Path) -
     assert 0 == code
     assert sorted(project.lines("start")) == sorted(project.lines("end"))
     assert len(project.lines("start")) < 20
+
+
+async def test_after_sigterm_no_event_is_asked_for(bus_url: str, tmp_path: Path) -> None:
+    project = Project(
+        tmp_path,
+        """
+        @function(on="a")
+        async def f(event):
+            note("start", event.id)
+            await asyncio.sleep(0.5)
+    """,
+    )
+    asked: list[float] = []
+
+    async def seen(message: object) -> None:
+        asked.append(time.monotonic())
+
+    async with workers(project, bus_url) as (worker,):
+        client = await nats.connect(bus_url)
+        await client.subscribe("$JS.API.CONSUMER.MSG.NEXT.>", cb=seen)
+        await publish(bus_url, 1)
+        await eventually(lambda: project.lines("start") and asked)
+        worker.signal(signal.SIGTERM)
+        signalled = time.monotonic()
+        await worker.ended()
+        await client.close()
+
+    assert [at for at in asked if at > signalled + 0.1] == []
 
 
 async def test_a_second_signal_ends_at_once_and_the_event_runs_again(bus_url: str, tmp_path: Path) -> None:

@@ -404,6 +404,18 @@ def noted_writes(bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch) -> list[byt
     return writes
 
 
+@pytest.mark.parametrize(("count", "batches"), [(10, []), (11, [11]), (1000, [1000]), (1500, [1000, 500])])
+async def test_a_few_records_leave_plain_and_more_as_atomic_batches_of_at_most_a_thousand(
+    bus_url: str, monkeypatch: pytest.MonkeyPatch, count: int, batches: list[int]
+) -> None:
+    async with NatsBus(bus_url).open() as bus:
+        writes = noted_writes(bus, monkeypatch)
+        await bus.publish([record(n) for n in range(count)])
+
+    assert [write.count(b"Nats-Batch-Sequence:") for write in writes if b"Nats-Batch-Commit: 1" in write] == batches
+    assert sum(write.count(b"HPUB ev.") for write in writes) == count
+
+
 async def test_a_group_leaves_in_one_write(bus_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with NatsBus(bus_url).open() as bus:
         writes = noted_writes(bus, monkeypatch)

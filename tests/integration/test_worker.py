@@ -161,6 +161,23 @@ async def test_another_clients_record_too_large_for_a_dead_letter_is_cut_and_say
     assert "bytes of headers and 2 of data" in letter["cut"]
 
 
+async def test_a_call_that_takes_longer_than_the_lease_of_its_event_runs_once(bus_url: str, tmp_path: Path) -> None:
+    project = Project(
+        tmp_path,
+        """
+        @function(on="a", start="first")
+        async def f(event):
+            note("ran", event.id)
+            await asyncio.sleep(2.5)
+    """,
+    )
+    async with project.running(bus_url, ack_wait=1.0) as running:
+        await running.publish("a", 1)
+        await eventually(lambda: running.counts("f").done == 1)
+
+    assert project.lines("ran") == ["0"]
+
+
 async def test_a_retry_longer_than_thirty_seconds_is_scheduled_and_comes_back_with_its_attempt(bus_url: str, tmp_path: Path) -> None:
     project = Project(
         tmp_path,

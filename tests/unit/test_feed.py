@@ -1,9 +1,12 @@
-"""What a feed makes of an event that comes again while it is still held."""
+"""What a feed makes of an event that comes again while it is still held, and how many events it asks for."""
 
 from __future__ import annotations
 
 from itertools import count
+from types import SimpleNamespace
 from typing import Any, cast
+
+import pytest
 
 from broker_faas.bus import Delivery, Queue
 from broker_faas.event import CloudEvent
@@ -59,3 +62,16 @@ def test_events_that_come_again_and_are_not_held_here_run() -> None:
     again, of_retries = delivery(6, 2), delivery(7, 2, "retries/p--f")
 
     assert [again, of_retries] == holding(delivery(7, 1)).fresh([again, of_retries])
+
+
+@pytest.mark.parametrize(
+    ("ended", "seconds", "prefetch"),
+    [(0, 10.0, 5), (1, 1.0, 5), (40, 1.0, 25), (1000, 1.0, 505), (10_000, 0.1, 4000)],
+)
+def test_as_much_is_asked_for_as_can_run_at_once_and_half_a_second_of_work(ended: int, seconds: float, prefetch: int) -> None:
+    feed = Feed(spec(concurrency=4), Queue("p--f", ("a",)), cast(Pool, SimpleNamespace(size=1, sick=False, executors=[])), 0)
+    feed.subscription = cast(Any, Settled())
+    feed._ended, feed._measured = ended, 1000.0
+    feed.resize(1000.0 + seconds)
+
+    assert cast(Settled, feed.subscription).prefetch == prefetch

@@ -6,10 +6,13 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from broker_faas.cli import process
+from broker_faas.cli.exit import Failed
 from broker_faas.service import Aborted, run
 
 
@@ -132,3 +135,12 @@ async def test_under_nohup_a_terminal_that_is_closed_drains_nothing(
     await run(service)
 
     assert ["SIGTERM"] == [vars(record)["why"] for record in caplog.records if record.message == "drain"]
+
+
+async def test_a_bus_that_is_closed_for_good_ends_the_process_with_70() -> None:
+    bus = SimpleNamespace(closed=asyncio.Event(), last_error="credentials refused")
+    bus.closed.set()
+    with pytest.raises(Failed) as ended:
+        await run(process.closed(cast(Any, bus)))
+
+    assert (ended.value.code, "credentials refused" in str(ended.value)) == (70, True)
