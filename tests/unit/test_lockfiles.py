@@ -16,14 +16,14 @@ def pins(lock: str) -> list[str]:
     return (ROOT / lock).read_text().replace("\\\n", " ").splitlines()
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", [*LOCKS, "requirements-peers.lock"])
 def test_every_package_is_pinned_with_hashes(lock: str) -> None:
     loose = [pin for pin in pins(lock) if not re.fullmatch(r"[a-z0-9-]+==[\w.]+( ; [^\n]+?)?(\s+--hash=sha256:[0-9a-f]{64})+", pin)]
 
     assert loose == []
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", [*LOCKS, "requirements-peers.lock"])
 def test_no_address_is_in_a_lock_file(lock: str) -> None:
     assert not re.search(r"://|@|--(extra-)?index|--find-links", (ROOT / lock).read_text())
 
