@@ -18,7 +18,7 @@ SHOWN = {  # file: (measures, title)
     "p50": ("p50 at 200/s", "Publish to handler entry at 200/s, median, ms"),
     "p99": ("p99 at 200/s", "Publish to handler entry at 200/s, 99th percentile, ms"),
 }
-WIDTH, LEFT, BAR, GAP = 760, 260, 20, 8
+WIDTH, LEFT, BAR, GAP = 820, 310, 20, 8
 OURS, OTHERS = "#1f7a8c", "#c9ced6"
 
 
