@@ -48,6 +48,7 @@ class Lane:
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._looking = asyncio.Lock()
         self._atomic = True
         self._nonce = secrets.token_hex(4)
         self._batches = 0
@@ -78,19 +79,20 @@ class Lane:
             for item in [*items, *self._queue]:
                 item.failed(BusUnavailable("the bus was closed meanwhile; what was published may or may not be stored"))
 
-    async def look(self) -> None:
-        """Reads the stream's size, at most once a second."""
-        now = asyncio.get_running_loop().time()
-        if now - self._looked < SPACE_AGE:
-            return
-        self._looked = now
-        try:
-            info = await self._connection.api(f"STREAM.INFO.{self.stream}")
-        except BusError as e:
-            if isinstance(e, BusRefused) and not e.code:
-                self._looked = float("inf")  # not permitted to look
-            return
-        self.used, self.max_bytes = info["state"]["bytes"], max(0, info["config"]["max_bytes"])
+    async def look(self, max_age: float = SPACE_AGE) -> None:
+        """Reads the stream's size, unless it was read in the last max_age seconds."""
+        async with self._looking:  # whoever comes meanwhile wants that answer, and not the one before
+            now = asyncio.get_running_loop().time()
+            if now - self._looked < max_age:
+                return
+            self._looked = now
+            try:
+                info = await self._connection.api(f"STREAM.INFO.{self.stream}")
+            except BusError as e:
+                if isinstance(e, BusRefused) and not e.code:
+                    self._looked = float("inf")  # not permitted to look
+                return
+            self.used, self.max_bytes = info["state"]["bytes"], max(0, info["config"]["max_bytes"])
 
     def _take(self) -> list[Item]:
         """The next group: one record for each message id."""

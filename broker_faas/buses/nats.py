@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # nats-py takes 0.2 s to import: `open()` pays
 log = logging.getLogger(__name__)
 
 SOURCES_STOP_AT = 0.85  # of the events stream: the rest is for what functions make, so that events can always be settled
+REFUSAL_AGE = 0.02  # seconds: nobody is refused for what was freed meanwhile, and a source that tries again at once asks no more often
 DELAYED_STOP_AT = 0.1  # of the events stream: so much may wait in `retries`, which has no limit of its own, before sources are refused
 STREAM_OF = {"ev": EVENTS, "re": EVENTS, "at": RETRIES, "go": RETRIES, "dead": DEAD}
 ON_WIRE = 160  # bytes of headers that we add: message id, batch
@@ -214,7 +215,7 @@ class JetStreamBus:
     async def _beyond(self, lane: Lane, limit: float) -> bool:
         if not 0 < limit < lane.used:
             return False
-        await lane.look()
+        await lane.look(REFUSAL_AGE)
         return lane.used > limit
 
     # --- subscribe, lag ---

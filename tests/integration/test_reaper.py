@@ -86,6 +86,23 @@ async def test_a_small_bus_runs_for_ever(bus_url: str, pull: Pull) -> None:
         assert (await state(bus))["last_seq"] == 2000
 
 
+async def test_a_source_is_never_refused_as_long_as_two_windows_of_it_fit(bus_url: str, pull: Pull) -> None:
+    """Ten times the size of the bus, from a source that may use 85 % of it and waits for nothing."""
+    async with bus_with(bus_url, window=0.1) as bus:
+        await ensure(bus, F)
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(run(bus, stop, keep=DAY, interval=0.05))
+            started = loop.time()
+            for turn in range(100):
+                await asyncio.sleep(max(0.0, started + turn * 0.05 - loop.time()))  # its pace
+                await publish(bus, "a", range(20 * turn, 20 * turn + 20), output=False)
+                await pull(F.name, 20)
+            stop.set()
+
+        assert (await state(bus))["last_seq"] == 2000
+
+
 async def _room(bus: JetStreamBus) -> bool:
     """What a source waits for: less than 85 % used."""
     return bool((await state(bus))["bytes"] < 0.85 * SMALL)
