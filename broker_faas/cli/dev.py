@@ -72,7 +72,7 @@ async def _dev(read: Callable[[], Config]) -> None:
             services.append(own.keep)
         click.echo(f"bus: {place.where}")
         bus = await stack.enter_async_context(place.open(manage=True))
-        if said := undurable(bus):
+        if (said := undurable(bus)) and bus.durability == "unknown":  # of one that is known not to be, the driver has warned
             click.echo(logs.line("", said, YELLOW))
         code = Code(config, read, bus)
         await stack.enter_async_context(answering(bus.connection, config.project, lambda: code.feeds))
