@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from time import monotonic
@@ -23,6 +23,9 @@ class Sample:
     server_us: float | None = None
     durability: str = ""
     problem: str = ""
+
+
+Take = Callable[[], Awaitable[Sample]]
 
 
 @dataclass
@@ -73,11 +76,11 @@ class Bench:
     rows: list[Row] = field(default_factory=list)
     ratios: list[Ratio] = field(default_factory=list)
 
-    async def compare(self, measure: str, unit: str, contenders: Mapping[str, Callable[[], Awaitable[Sample]]], rounds: int = 0) -> None:
+    async def compare(self, measure: str, unit: str, contenders: Mapping[str, Take]) -> None:
         """Each contender in turn, round after round: what disturbs the machine disturbs all of them."""
         rows = {name: Row(measure, name, unit) for name in contenders}
         self.rows += rows.values()
-        for number in range(1, (rounds or self.rounds) + 1):
+        for number in range(1, self.rounds + 1):
             for name, take in contenders.items():
                 started = monotonic()
                 sample = None
@@ -91,16 +94,14 @@ class Bench:
                     said = f"failed: {error}"
                     rows[name].problems.append(str(error).partition("\n")[0])
                 rows[name].samples.append(sample)
-                print(f"  {measure:<28} {number}/{rounds or self.rounds}  {name:<26} {said}  [{monotonic() - started:.0f} s]", flush=True)
+                print(f"  {measure:<28} {number}/{self.rounds}  {name:<26} {said}  [{monotonic() - started:.0f} s]", flush=True)
 
-    def ratio(
-        self, text: str, measure: str, of: str, to: str | Sequence[str], must: float | None, aim: float | None, *, higher: bool = True
-    ) -> None:
+    def ratio(self, text: str, measure: str, of: str, to: str, must: float | None, aim: float | None, *, higher: bool = True) -> None:
         """of / to, paired by round. Left out, loudly, where one of them has no sample."""
         rows = {row.contender: row for row in self.rows if row.measure == measure}
         if of not in rows or to not in rows:
             return
-        pairs = zip(rows[of].samples, rows[str(to)].samples, strict=True)
+        pairs = zip(rows[of].samples, rows[to].samples, strict=True)
         values = [one.value / two.value for one, two in pairs if one and two and not one.problem and not two.problem]
         if not values:
             print(f"  no ratio: {text}: {of} or {to} has no good round", file=sys.stderr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,6 @@ from .contenders import Contender
 from .marks import Marks
 from .servers import Server
 
-Take = Callable[[], Awaitable[Sample]]
 STALLED = 30.0  # seconds without progress after which a round is over
 
 
@@ -42,6 +41,11 @@ class Stage:
             return
         some = {"BENCH_NUMBERS": "{}-{}".format(*numbers)} if numbers else {}
         await procs.finished([*self.contender.publish, how, *arguments], self.environ | some, self.log)
+
+    @property
+    def problem(self) -> str:
+        repeated = self.marks.repeated()
+        return f"{repeated:,} events ran twice" if repeated else ""
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[int]:
@@ -82,19 +86,8 @@ async def stage(contender: Contender, events: int) -> AsyncIterator[Stage]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class Drained:
-    """rate: events a second from the first entry to the last. client_us, server_us: CPU an event, microseconds."""
-
-    rate: float
-    client_us: float
-    server_us: float | None
-    durability: str
-    repeated: int
-
-
-async def drain(contender: Contender) -> Drained:
-    """Everything is published first, then the worker starts."""
+async def drain(contender: Contender) -> Sample:
+    """Everything is published first, then the worker starts. Events a second from the first entry to the last."""
     async with stage(contender, contender.events) as on:
         await on.publish()
         async with on.working() as worker:
@@ -104,10 +97,10 @@ async def drain(contender: Contender) -> Drained:
             ended = procs.cpu([worker]), procs.cpu([on.server.pid]), on.marks.done()
             await asyncio.sleep(0.2)  # for events that would come twice
         ran = max(1, ended[2] - started[2])
-        return Drained(
+        return Sample(
             on.marks.total / on.marks.seconds(),
             (ended[0] - started[0]) / ran * 1e6,
             (ended[1] - started[1]) / ran * 1e6 if on.server.url else None,
             on.server.durability,
-            on.marks.repeated(),
+            on.problem,
         )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
 from .. import rounds, servers
-from ..bench import Bench, Sample
+from ..bench import Bench, Take
 from ..contenders import PEERS_OF, Contender, loop, ours
 
 # (must, aim) against each peer
@@ -27,17 +26,11 @@ async def run(bench: Bench) -> None:
         contenders.append(contender)
         if contender.server is servers.nats:
             contenders.append(replace(contender, name=f"{contender.name}, server's default sync", server=servers.nats_unsynced))
-    await bench.compare("drain", "events/s", {contender.name: partial(drained, contender) for contender in contenders})
+    await bench.compare("drain", "events/s", drains(*contenders))
     bench.ratio("drain, of the hand-written loop", "drain", "ours", "hand-written loop", 0.60, 0.85)
     for name, (must, aim) in WANTED.items():
         bench.ratio(f"drain, times {name}", "drain", "ours", name, must, aim)
 
 
-async def drained(contender: Contender) -> Sample:
-    result = await rounds.drain(contender)
-    problem = f"{result.repeated:,} events ran twice" if result.repeated else ""
-    return Sample(result.rate, result.client_us, result.server_us, result.durability, problem)
-
-
-def drains(*contenders: Contender) -> dict[str, Callable[[], Awaitable[Sample]]]:
-    return {contender.name: partial(drained, contender) for contender in contenders}
+def drains(*contenders: Contender) -> dict[str, Take]:
+    return {contender.name: partial(rounds.drain, contender) for contender in contenders}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from .. import procs, rounds
-from ..bench import Bench, Sample
+from ..bench import Bench, Row, Sample
 from ..contenders import PEERS_OF, Contender, loop, ours
 
 RATE = 200
@@ -34,18 +35,13 @@ async def _median(contender: Contender, taken: list[tuple[float, Sample]]) -> Sa
                 (after - before[i]) / EVENTS * 1e6 for i, after in enumerate((procs.cpu([worker]), procs.cpu([on.server.pid])))
             )
         waited = on.marks.latencies(WARM)
-        problem = f"{on.marks.repeated():,} events ran twice" if on.marks.repeated() else ""
-        sample = Sample(waited[len(waited) // 2] * 1e3, client, server, on.server.durability, problem)
+        sample = Sample(waited[len(waited) // 2] * 1e3, client, server, on.server.durability, on.problem)
         taken.append((waited[int(len(waited) * 0.99)] * 1e3, sample))
         return sample
 
 
 def _add_p99(bench: Bench, taken: dict[str, list[tuple[float, Sample]]]) -> None:
     """The same rounds, another quantile."""
-    from dataclasses import replace
-
-    from ..bench import Row
-
     for row in [row for row in bench.rows if row.measure == "p50 at 200/s"]:
         tails = iter(taken[row.contender])
         samples = [sample and replace(sample, value=next(tails)[0]) for sample in row.samples]

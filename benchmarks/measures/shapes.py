@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from .. import rounds
-from ..bench import Bench, Sample
+from ..bench import Bench, Sample, Take
 from ..contenders import HERE, OURS, Contender, loop, ours
 from ..servers import nothing
 from .drain import drains
@@ -31,7 +32,7 @@ async def run(bench: Bench) -> None:
     await _pair(bench, "10 ms of waiting, 256 at once", drains(ours("waits", 60_000), _plain("loop", 60_000)), 0.85, 0.95)
 
 
-async def _pair(bench: Bench, measure: str, pair: Mapping[str, rounds.Take], must: float, aim: float, unit: str = "events/s") -> None:
+async def _pair(bench: Bench, measure: str, pair: Mapping[str, Take], must: float, aim: float, unit: str = "events/s") -> None:
     first, second = pair
     await bench.compare(measure, unit, pair)
     bench.ratio(f"{measure}: {first}, of {second}", measure, first, second, must, aim)
@@ -44,6 +45,5 @@ def _plain(how: str, events: int) -> Contender:
 
 
 async def _megabytes(contender: Contender, size: int) -> Sample:
-    result = await rounds.drain(contender)
-    problem = f"{result.repeated:,} events ran twice" if result.repeated else ""
-    return Sample(result.rate * size / 1e6, result.client_us, result.server_us, result.durability, problem)
+    drained = await rounds.drain(contender)
+    return replace(drained, value=drained.value * size / 1e6)
