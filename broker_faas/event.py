@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -263,7 +265,7 @@ def _bytes(data: Any, datacontenttype: str | None) -> tuple[bytes | None, str | 
     try:
         written = orjson.dumps(data, default=_jsonable)
         if b"null" in written:  # which orjson also writes for NaN and the infinities, and a reader would take for None
-            json.dumps(data, default=_jsonable, allow_nan=False)
+            json.dumps(data, default=_shallow, allow_nan=False)
         return written, datacontenttype or "application/json"
     except orjson.JSONEncodeError as error:
         raise EventInvalid(f"data of type {type(data).__name__} cannot be written as JSON: {error.__cause__ or error}") from None
@@ -278,6 +280,13 @@ def _jsonable(value: Any) -> Any:
     import msgspec  # 20 ms, and rarely needed here
 
     return msgspec.to_builtins(value)
+
+
+def _shallow(value: Any) -> Any:
+    """As _jsonable(); orjson takes dataclasses apart by itself, whatever is in them."""
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclass_fields(value)}
+    return _jsonable(value)
 
 
 def _short(text: str) -> str:

@@ -13,7 +13,7 @@ import msgspec
 
 from ..bus import Bus
 from ..config import Config, FunctionConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, ExecutorError
 from ..function import Spec
 from ..service import first as first_of
 from .dispatch import Pool
@@ -23,6 +23,7 @@ from .zygote_handle import Output, Zygote, log_output
 
 log = logging.getLogger(__name__)
 
+REBIRTH = 10.0  # seconds that an executor waits for a new zygote
 MAX_BACKOFF = 30.0  # seconds between two zygotes that die
 
 
@@ -82,7 +83,11 @@ class _Zygotes:
         self.specs: list[Spec] = []
 
     async def fork(self, group: Group, pool: Pool) -> Executor:
-        await self._up.wait()  # after a death, a new one is on its way
+        try:
+            async with asyncio.timeout(REBIRTH):
+                await self._up.wait()  # after a death, a new one is on its way
+        except TimeoutError:
+            raise ExecutorError(f"the zygote died, and no new one was ready within {REBIRTH:g} s") from None
         return await self._now.fork(group, pool)
 
     async def run(self, first: asyncio.Event) -> None:

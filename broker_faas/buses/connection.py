@@ -39,7 +39,7 @@ class Listener(Protocol):
 
 
 class Connection:
-    """up: set while bytes reach a server. closed: set when it will never be up again. last_error: what nats-py said last."""
+    """up: set while bytes reach a server. closed: set when it is given up. last_error: what nats-py said last."""
 
     def __init__(self, client: WireClient, inbox: str) -> None:
         self.client = client
@@ -50,7 +50,7 @@ class Connection:
         self.listeners: set[Listener] = set()
         self._open: dict[int, Replies] = {}
         self._serial = 0
-        self._kept: list[bytes] = []
+        self._kept: list[tuple[float, bytes]] = []
         self._kept_bytes = 0
         self._connecting = True
         self._denied: set[str] = set()  # subscriptions
@@ -62,10 +62,13 @@ class Connection:
         """False if there is no connection: nothing was written."""
         return self.up.is_set() and self.client.send(data)
 
-    def keep(self, data: bytes) -> None:
-        """To be written after the reconnect, unless too much is kept already. For acks: a late one still spares an event a second run."""
+    def keep(self, data: bytes, until: float) -> None:
+        """To be written after the reconnect if that is before `until` (loop time), unless too much is kept already.
+
+        For acks: a late one still spares an event a second run.
+        """
         if self._kept_bytes + len(data) <= MAX_KEPT:
-            self._kept.append(data)
+            self._kept.append((until, data))
             self._kept_bytes += len(data)
 
     # --- questions ---
@@ -185,11 +188,13 @@ class Connection:
 
     async def on_restored(self) -> None:
         self.up.set()
+        self.closed.clear()  # given up for refused credentials, and those are right again: whoever still runs goes on
         self._refused_since = None
         server = self.client.connected_url
         log.info("bus connection restored", extra={"server": f"{server.hostname}:{server.port}" if server else ""})
         kept, self._kept, self._kept_bytes = self._kept, [], 0
-        self.write(b"".join(kept))
+        now = asyncio.get_running_loop().time()
+        self.write(b"".join([data for until, data in kept if until > now]))
         for listener in list(self.listeners):
             listener.restored()
 

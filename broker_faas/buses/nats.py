@@ -158,7 +158,7 @@ class JetStreamBus:
             await self._leave_room([*by_lane])
         calls: list[Call] = []
         if self.closed.is_set():
-            raise BusUnavailable("the bus is closed")
+            raise BusUnavailable(f"the bus is closed ({self.last_error})" if self.last_error else "the bus is closed")
         try:
             async with asyncio.timeout(self._patience):
                 for stream, part in by_lane.items():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any
@@ -98,21 +99,24 @@ class PullSubscription:
         return batch
 
     def settle(self, done: Iterable[Delivery], again: Iterable[tuple[Delivery, float]] = (), renew: Iterable[Delivery] = ()) -> None:
-        kept = [f"PUB {delivery.token} 4\r\n+ACK\r\n" for delivery in done if self._release(delivery)]
+        done = [delivery for delivery in done if self._release(delivery)]
+        acks = [f"PUB {delivery.token} 4\r\n+ACK\r\n" for delivery in done]
         frames = []
         for delivery, delay in again:
             if self._release(delivery):
                 frames.append(nak(delivery.token, delay))
         renewed = [held for delivery in renew if (held := self._held.get(delivery.token))]
         frames += [f"PUB {held.token} 4\r\n+WPI\r\n" for held in renewed]
-        if self._connection.write("".join([*kept, *frames, self._requests_now()]).encode()):
+        if self._connection.write("".join([*acks, *frames, self._requests_now()]).encode()):
             until = self._loop.time() + self._queue.ack_wait
             for held in renewed:
                 del self._held[held.token]
                 held.until = until
                 self._held[held.token] = held
         else:  # a late ack still spares an event a second run; a late nak or renewal is of no use
-            self._connection.keep("".join(kept).encode())
+            for delivery, ack in zip(done, acks, strict=True):
+                ordered = isinstance(delivery, Held) and delivery.consumer.partition
+                self._connection.keep(ack.encode(), delivery.until if ordered else math.inf)  # type: ignore[attr-defined]
 
     def stop(self) -> None:
         if not self._stopped:

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -212,6 +213,17 @@ def test_data_is_kept_if_bytes_and_encoded_otherwise(given_data: Any, type_: str
 def test_data_that_cannot_be_encoded_is_invalid(data: Any, type_: str | None, message: str) -> None:
     with pytest.raises(EventInvalid, match=message):
         event(data=data, datacontenttype=type_)
+
+
+def test_a_dataclass_that_holds_what_only_pydantic_knows_may_hold_none_as_well() -> None:
+    class Inner(pydantic.BaseModel):
+        a: int | None = None
+
+    @dataclass
+    class Outer:
+        inner: Inner
+
+    assert event(data=Outer(Inner())).data == b'{"inner":{"a":null}}'
 
 
 def test_data_that_holds_itself_is_invalid() -> None:
