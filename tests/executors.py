@@ -35,10 +35,10 @@ class Running:
         self.exits: list[Exit] = []
         self.bursts = 0  # frames with outcomes
 
-    def outcomes(self, executor: Executor, done: list[Call], others: list[tuple[Call, Outcome]]) -> None:
+    def outcomes(self, executor: Executor, done: list[list[Call]], others: list[tuple[Call, Outcome]]) -> None:
         assert not self.exits, "nothing comes after an exit"
         self.bursts += 1
-        for call, outcome in [*((call, Outcome(call.id, OK, "", "", None, [])) for call in done), *others]:
+        for call, outcome in [*((call, Outcome(call.id, OK, "", "", None, [])) for calls in done for call in calls), *others]:
             assert call.id not in self.answers, "a call is answered once"
             self.answers[call.id] = outcome
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from time import monotonic
 
 from ..decide import CRASHED, TIMEOUT
@@ -31,11 +31,11 @@ WINDOW = 2000  # calls one executor may hold: frames of 500 stay below its 32 Mi
 WINDOW_BYTES = 8 << 20  # bytes of calls one executor may hold; a single larger call is still sent
 
 Fork = Callable[[Group, "Pool"], Awaitable[Executor]]
-Settle = Callable[[list[Call], list[tuple[Call, Outcome]]], None]
+Settle = Callable[[list[list[Call]], list[tuple[Call, Outcome]]], None]
 
 
 class Pool:
-    """size: executors at most. fork: makes one. settle: called with every call once: those that are done, and other outcomes.
+    """size: executors at most. fork: makes one. settle: called with every call once: those that are done, by function, and other outcomes.
 
     recycle_events, recycle_bytes: an executor ends after so many events, or above so much memory; 0: never.
     """
@@ -95,11 +95,12 @@ class Pool:
         self._since.pop(function, None)
         return [*self._waiting.pop(function, ())]
 
-    def submit(self, calls: list[Call], *, alone: bool = False) -> None:
+    def submit(self, calls: Sequence[Call], *, alone: bool = False) -> None:
+        """calls: of one function."""
         if alone:
             self._suspects.extend(calls)
         else:
-            self._wait(calls)
+            self._queue(calls[0].function).extend(calls)
         self._pump()
 
     async def close(self) -> None:
@@ -126,15 +127,15 @@ class Pool:
 
     # --- what executors report
 
-    def outcomes(self, executor: Executor, done: list[Call], others: list[tuple[Call, Outcome]]) -> None:
+    def outcomes(self, executor: Executor, done: list[list[Call]], others: list[tuple[Call, Outcome]]) -> None:
         if self._closed:
             return  # its events were handed back
-        answered = self._answered
-        for call in done:
-            answered[call.function] += 1
+        for function, calls in enumerate(done):
+            self._answered[function] += len(calls)
+            self._since_measured += len(calls)
         for call, _ in others:
-            answered[call.function] += 1
-        self._since_measured += len(done) + len(others)
+            self._answered[call.function] += 1
+        self._since_measured += len(others)
         if self._since_measured >= self._enough:
             self._measure(monotonic())
         self._failures = 0
@@ -178,7 +179,7 @@ class Pool:
         several = len(running) > 1 and not exit.zygote_died and charged is None
         suspects = {id for id, call in left.items() if call.deaths > 1 or (several and id in running)}
         self._suspects.extend(left[id] for id in suspects)
-        self._wait([call for id, call in left.items() if id not in suspects], first=True)
+        self._wait_again([call for id, call in left.items() if id not in suspects])
         if charged:
             self._settle([], [(charged, outcome._replace(call=charged.id))])
         self._pump()
@@ -227,14 +228,17 @@ class Pool:
 
     # --- who runs what
 
-    def _wait(self, calls: Iterable[Call], *, first: bool = False) -> None:
-        """first: before those that wait already."""
-        for call in reversed([*calls]) if first else calls:
-            waiting = self._waiting.get(call.function)
-            if waiting is None:
-                waiting = self._waiting[call.function] = deque()
-                self._since[call.function] = monotonic()
-            (waiting.appendleft if first else waiting.append)(call)
+    def _wait_again(self, calls: Iterable[Call]) -> None:
+        """Before those that wait already."""
+        for call in reversed([*calls]):
+            self._queue(call.function).appendleft(call)
+
+    def _queue(self, function: int) -> deque[Call]:
+        waiting = self._waiting.get(function)
+        if waiting is None:
+            waiting = self._waiting[function] = deque()
+            self._since[function] = monotonic()
+        return waiting
 
     def _pump(self) -> None:
         if self._suspects:
@@ -255,13 +259,16 @@ class Pool:
                 room = min(window, share) - executor.load[function]
                 if self._recycle_events:
                     room = min(room, self._recycle_events - executor.events - len(executor.inflight) - len(batch))
+                size = sizes[executor]
                 while room > 0 and waiting:
-                    size = len(waiting[0].data) + len(waiting[0].headers)
-                    if sizes[executor] + size > WINDOW_BYTES and (batch or executor.inflight):
+                    call = waiting.popleft()
+                    size += len(call.data) + len(call.headers)
+                    if size > WINDOW_BYTES and (batch or executor.inflight):
+                        waiting.appendleft(call)
                         break
-                    sizes[executor] += size
-                    batch.append(waiting.popleft())
+                    batch.append(call)
                     room -= 1
+                sizes[executor] = size
             if not waiting:
                 del self._waiting[function], self._since[function]
         for executor, batch in batches.items():

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import NamedTuple, Protocol, cast
 
+import msgspec
+
 from ..decide import OK, TIMEOUT
 from ..errors import MAX_DELAY, ExecutorError, ProtocolError
 from ..function import Spec
@@ -25,19 +27,19 @@ MAX_REASON = 1000  # characters; MAX_DETAIL likewise: what a dead letter could k
 MAX_DETAIL = 16 << 10
 
 
-class Call:
-    """One event for one function. id: unique in this worker, not 0. Subclasses may hang anything on it."""
+class Call(msgspec.Struct, gc=False, eq=False):
+    """One event for one function. id: unique in this worker, not 0. Subclasses may hang anything on it.
 
-    __slots__ = ("attempt", "data", "deaths", "function", "headers", "id", "topic")
+    function: its place in the group's functions. deaths: of executors that had it, and that nobody was to blame for.
+    """
 
-    def __init__(self, id: int, function: int, topic: str, attempt: int, headers: bytes, data: bytes) -> None:
-        self.deaths = 0  # of executors that had it, and that nobody was to blame for
-        self.id = id
-        self.function = function  # its place in the group's functions
-        self.topic = topic
-        self.attempt = attempt
-        self.headers = headers
-        self.data = data
+    id: int
+    function: int
+    topic: str
+    attempt: int
+    headers: bytes
+    data: bytes
+    deaths: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +86,8 @@ Output = Callable[["Executor", list[Line]], None]
 
 
 class Listener(Protocol):
-    def outcomes(self, executor: Executor, done: list[Call], others: list[tuple[Call, Outcome]]) -> None:
-        """Answers of one frame; the calls are no longer in flight. done: they succeeded and send nothing, as nearly all."""
+    def outcomes(self, executor: Executor, done: list[list[Call]], others: list[tuple[Call, Outcome]]) -> None:
+        """Answers of one frame; the calls are no longer in flight. done: by function; they succeeded and send nothing, as nearly all."""
 
     def exited(self, executor: Executor, exit: Exit) -> None:
         """Exactly once, last. What it did not answer is still in `inflight`."""
@@ -129,12 +131,13 @@ class Executor(asyncio.Protocol):
         """Sends calls, in one frame if they fit. Of an executor that has ended, they stay in flight until exited() is called."""
         if not self.inflight:
             self.moved = monotonic()
-        size = 0
-        for call in calls:
-            self.inflight[call.id] = call
-            self.load[call.function] += 1
-            size += len(call.headers) + len(call.data)
-        self.inflight_bytes += size
+        self.inflight.update({call.id: call for call in calls})
+        self.inflight_bytes += sum([len(call.headers) + len(call.data) for call in calls])
+        if len(self.load) == 1:
+            self.load[0] += len(calls)
+        else:
+            for call in calls:
+                self.load[call.function] += 1
         self._send_calls(calls)
 
     def running(self) -> dict[int, float]:
@@ -288,27 +291,30 @@ class Executor(asyncio.Protocol):
     # --- outcomes
 
     def _done(self, ok: list[int], others: list[Outcome]) -> None:
-        done: list[Call] = []
+        inflight = self.inflight
+        done: list[list[Call]] = [[] for _ in self.load]
         pairs: list[tuple[Call, Outcome]] = []
         try:
             for id in ok:
-                done.append(self._answered(id))
+                if (call := inflight.pop(id, None)) is None:
+                    raise _unknown(id)
+                done[call.function].append(call)
             for outcome in others:
                 checked = _checked(outcome)  # first: a call that is popped and not reported would be lost
-                pairs.append((self._answered(outcome.call), checked))
+                if (call := inflight.pop(outcome.call, None)) is None:
+                    raise _unknown(outcome.call)
+                pairs.append((call, checked))
         finally:
-            self.events += len(done) + len(pairs)
+            for function, calls in enumerate(done):
+                self.load[function] -= len(calls)
+                self.inflight_bytes -= sum([len(call.headers) + len(call.data) for call in calls])
+            for call, _ in pairs:
+                self.load[call.function] -= 1
+                self.inflight_bytes -= len(call.headers) + len(call.data)
             self.moved = monotonic()
-            if done or pairs:
+            if answered := sum(map(len, done)) + len(pairs):
+                self.events += answered
                 self._listener.outcomes(self, done, pairs)
-
-    def _answered(self, id: int) -> Call:
-        call = self.inflight.pop(id, None)
-        if call is None:
-            raise ProtocolError(f"an outcome of call {id}, which it does not have")
-        self.load[call.function] -= 1
-        self.inflight_bytes -= len(call.headers) + len(call.data)
-        return call
 
     def _send_calls(self, calls: Sequence[Call]) -> None:
         if self._transport.is_closing():
@@ -379,6 +385,10 @@ class _Pipe:
         self._loop.remove_reader(self._fd)
         os.close(self._fd)
         self._fd = -1
+
+
+def _unknown(id: int) -> ProtocolError:
+    return ProtocolError(f"an outcome of call {id}, which it does not have")
 
 
 def _checked(outcome: Outcome) -> Outcome:

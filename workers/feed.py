@@ -37,16 +37,12 @@ class Counts:
     unkeyed: int = 0
 
 
-class Held(Call):
+class Held(Call, gc=False, eq=False, kw_only=True):
     """A call with where it came from and whose it is."""
 
-    __slots__ = ("_origin", "delivery", "feed")
-
-    def __init__(self, id: int, topic: str, attempt: int, delivery: Delivery, feed: Feed) -> None:
-        super().__init__(id, feed.index, topic, attempt, delivery.headers, delivery.data)
-        self.delivery = delivery
-        self.feed = feed
-        self._origin: Origin | None = None
+    delivery: Delivery
+    feed: Feed
+    _origin: Origin | None = None
 
     @property
     def origin(self) -> Origin:
@@ -65,7 +61,7 @@ class Feed:
         self.pool = pool
         self.index = index
         self.counts = Counts()
-        self.held: dict[int, Held] = {}
+        self.held: set[Held] = set()
         self.subscription: Subscription | None = None
         self.moved = monotonic()  # when something last arrived or ended
         self.empty = asyncio.Event()  # nothing is held
@@ -76,52 +72,53 @@ class Feed:
         self._measured = monotonic()
         self._rate = 0.0
 
-    def take(self, batch: list[Delivery], ids: count[int]) -> list[Held]:
-        taken = []
+    def take(self, batch: list[Delivery], ids: count[int]) -> tuple[list[Held], list[Held]]:
+        """Holds them: those that are new, in their order, and those that had an attempt before.
+
+        Without what is held already: its lease ended while the bus could not be reached. It goes on, under the new lease.
+        """
+        topics, index = self._topics, self.index
+        new: list[Held] = []
+        again: list[Held] = []
+        here: dict[tuple[str, int], Held] | None = None
         for delivery in batch:
-            topic = self._topics.get(delivery.subject)
-            if topic is not None:
-                held = Held(next(ids), topic, delivery.deliveries, delivery, self)
-            else:
-                held = self._take_strange(delivery, next(ids))
-            self.held[held.id] = held
-            taken.append(held)
+            topic = topics.get(delivery.subject)
+            if topic is not None and delivery.deliveries == 1:
+                new.append(Held(next(ids), index, topic, 1, delivery.headers, delivery.data, delivery=delivery, feed=self))
+                continue
+            if delivery.deliveries > 1:
+                if here is None:
+                    here = {(held.delivery.source, held.delivery.seq): held for held in self.held}
+                if held := here.get((delivery.source, delivery.seq)):
+                    held.delivery = delivery
+                    continue
+            held = self._strange(delivery, next(ids))
+            (new if held.attempt == 1 else again).append(held)
+        self.held.update(new, again)
         now = monotonic()
         if now - self.moved > 0.1:  # it had nothing to do, which says nothing about how fast it is
             self._ended, self._measured = 0, now
-        self.empty.clear()
-        self.counts.accepted += len(taken)
+        if self.held:
+            self.empty.clear()
+        self.counts.accepted += len(new) + len(again)
         self.moved = now
-        return taken
+        return new, again
 
-    def _take_strange(self, delivery: Delivery, id: int) -> Held:
+    def _strange(self, delivery: Delivery, id: int) -> Held:
         """From a subject that was not seen lately, or a retry or replay, which says more in its headers."""
         from_ = origin(delivery)
         if delivery.subject.startswith("ev."):
             if len(self._topics) >= MAX_TOPICS:
                 self._topics.clear()
             self._topics[delivery.subject] = from_.topic
-        return Held(id, from_.topic, from_.attempts + delivery.deliveries, delivery, self)
-
-    def fresh(self, batch: list[Delivery]) -> list[Delivery]:
-        """Without those that are held already: their lease ended while the bus could not be reached. They go on, under the new lease."""
-        if all(delivery.deliveries == 1 for delivery in batch):
-            return batch
-        here = {(held.delivery.source, held.delivery.seq): held for held in self.held.values()}
-        fresh = []
-        for delivery in batch:
-            if held := here.get((delivery.source, delivery.seq)):
-                held.delivery = delivery
-            else:
-                fresh.append(delivery)
-        return fresh
+        attempt = from_.attempts + delivery.deliveries
+        return Held(id, self.index, from_.topic, attempt, delivery.headers, delivery.data, delivery=delivery, feed=self)
 
     def settle(self, done: list[Held], again: list[tuple[Held, float]]) -> None:
         """Lets go of events: acknowledged, or handed back for so many seconds. One write."""
-        for held in done:
-            del self.held[held.id]
+        self.held.difference_update(done)
         for held, _ in again:
-            del self.held[held.id]
+            self.held.remove(held)
         self.counts.retried += len(again)
         self.counts.accepted -= len(again)
         if not self.held:
@@ -135,15 +132,14 @@ class Feed:
 
     def renew(self) -> None:
         if self.held and self.subscription:
-            self.subscription.settle((), (), [held.delivery for held in self.held.values()])
+            self.subscription.settle((), (), [held.delivery for held in self.held])
 
     def hand_back(self, stored: list[Held]) -> None:
         """All of it, to be delivered to another worker at once. stored: of these a copy is on its way there."""
         self.counts.handed_back += len(self.held)
-        for held in stored:
-            self.held.pop(held.id, None)
+        self.held.difference_update(stored)
         if self.subscription:
-            self.subscription.settle([held.delivery for held in stored], [(held.delivery, 0.0) for held in self.held.values()])
+            self.subscription.settle([held.delivery for held in stored], [(held.delivery, 0.0) for held in self.held])
         self.held.clear()
 
     def crashed(self, held: Held) -> None:

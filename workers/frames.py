@@ -113,14 +113,14 @@ def encode(frame: ToExecutor | ToWorker) -> bytearray:
     return raw
 
 
-def decode_for_executor(body: bytes) -> ToExecutor:
+def decode_for_executor(body: bytes | memoryview) -> ToExecutor:
     try:
         return _to_executor.decode(body)
     except ValueError as error:  # msgspec's, and UnicodeDecodeError
         raise ProtocolError(f"not a frame of the executor protocol: {error}") from None
 
 
-def decode_for_worker(body: bytes) -> ToWorker:
+def decode_for_worker(body: bytes | memoryview) -> ToWorker:
     """ProtocolError for whatever is no frame: executors run user code, which can write anything to the socket."""
     try:
         return _to_worker.decode(body)
@@ -133,22 +133,33 @@ class Splitter:
 
     def __init__(self, limit: int = MAX_FRAME) -> None:
         self._limit = limit
-        self._rest = bytearray()
+        self._parts: list[bytes] = []  # of a frame that is not whole
+        self._missing = 0  # bytes of it, at least
 
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """The bodies completed by `chunk`. ProtocolError as soon as a length is beyond the limit."""
-        rest = self._rest
-        rest += chunk
+    def feed(self, chunk: bytes) -> list[memoryview]:
+        """The bodies completed by `chunk`: views, not copies. ProtocolError as soon as a length is beyond the limit."""
+        if self._parts:
+            self._parts.append(chunk)
+            self._missing -= len(chunk)
+            if self._missing > 0:
+                return []
+            chunk = b"".join(self._parts)
+            self._parts = []
+        view = memoryview(chunk)
         bodies = []
-        start = 0
-        while len(rest) - start >= 4:
-            size = int.from_bytes(rest[start : start + 4], "big")
+        start, end = 0, len(chunk)
+        while end - start >= 4:
+            size = int.from_bytes(view[start : start + 4], "big")
             if size > self._limit:
                 raise ProtocolError(f"a frame announces {size:,} bytes; the limit is {self._limit:,}")
-            end = start + 4 + size
-            if end > len(rest):
+            stop = start + 4 + size
+            if stop > end:
+                self._missing = stop - end
                 break
-            bodies.append(bytes(rest[start + 4 : end]))
-            start = end
-        del rest[:start]
+            bodies.append(view[start + 4 : stop])
+            start = stop
+        else:
+            self._missing = 4 - (end - start)
+        if start < end:
+            self._parts = [chunk[start:]]
         return bodies

@@ -42,14 +42,11 @@ class Settler:
         self._refused = asyncio.Event()
         self._why = ""
 
-    def outcomes(self, calls: list[Call], others: list[tuple[Call, Outcome]]) -> None:
-        """calls: done, and nothing to store. Of the others, decide each; settle at once what can be, leave the rest to run()."""
-        done: dict[Feed, list[Held]] = {}
+    def outcomes(self, calls: list[list[Call]], others: list[tuple[Call, Outcome]]) -> None:
+        """calls: done, and nothing to store; of one function each. Of the others, decide each; settle at once what can be, leave the
+        rest to run()."""
+        done = {held[0].feed: held for held in cast(list[list[Held]], calls) if held}
         again: dict[Feed, list[tuple[Held, float]]] = {}
-        for held in cast(list[Held], calls):
-            if (settled := done.get(held.feed)) is None:
-                settled = done[held.feed] = []
-            settled.append(held)
         for feed, settled in done.items():
             feed.counts.done += len(settled)
         for held, outcome in cast(list[tuple[Held, Outcome]], others):

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from time import monotonic, time
+from typing import cast
 
 from ..bus import Bus, Delivery, Queue, Subscription
 from ..decide import FAILED, Decision
@@ -22,8 +23,8 @@ from ..function import Spec
 from ..layout import dead_record, event_record, faas_headers
 from ..service import first
 from .dispatch import Fork, Pool
-from .executor import Call, Group, Outcome
-from .feed import Feed
+from .executor import Group, Outcome
+from .feed import Feed, Held
 from .settle import Settler
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class Worker:
             finally:
                 for feed in self.feeds:
                     feed.pool.kill("the worker stops")  # first: no event may run here once another worker can get it
-                if held := [one for feed in self.feeds for one in feed.held.values()]:  # none, after a drain
+                if held := [one for feed in self.feeds for one in feed.held]:  # none, after a drain
                     await settler.hand_back(held)
 
     def _make_feeds(self, settler: Settler, tasks: asyncio.TaskGroup) -> None:
@@ -114,27 +115,24 @@ class Worker:
     async def _read(self, feed: Feed, subscription: Subscription, ids: count[int], settler: Settler) -> None:
         async for batch in subscription:
             self._busy.set()
-            ready: list[Call] = []
-            alone: list[Call] = []
-            for held in feed.take(feed.fresh(batch), ids):
-                if feed.spec.ordered and held.delivery.source.endswith("--unkeyed"):
-                    _count_unkeyed(feed)
-                if held.attempt == 1:
-                    ready.append(held)
-                    continue
-                lost = held.attempt - feed.spec.retry.max_attempts
-                if lost > 0 and feed.spec.on_failure != "block":
-                    # More deliveries than attempts and no outcome: workers died.
-                    if lost > LOST_DELIVERIES:
-                        reason = f"delivered {held.attempt} times without an outcome: did it take its workers down?"
-                        settler.store(held, Outcome(held.id, FAILED, reason, "", None, []), Decision("dead", reason=reason))
-                        continue
-                    held.attempt = feed.spec.retry.max_attempts
-                (alone if lost > 0 or feed.has_crashed(held) else ready).append(held)
-            if ready:
-                feed.pool.submit(ready)
-            if alone:
-                feed.pool.submit(alone, alone=True)
+            new, again = feed.take(batch, ids)
+            if feed.spec.ordered:
+                _count_unkeyed(feed, new + again)
+            if new:
+                feed.pool.submit(new)
+            for held in again:
+                self._again(feed, held, settler)
+
+    def _again(self, feed: Feed, held: Held, settler: Settler) -> None:
+        """An event that had an attempt before."""
+        lost = held.attempt - feed.spec.retry.max_attempts
+        if lost > 0 and feed.spec.on_failure != "block":
+            # More deliveries than attempts and no outcome: workers died.
+            if lost > LOST_DELIVERIES:
+                reason = f"delivered {held.attempt} times without an outcome: did it take its workers down?"
+                return settler.store(held, Outcome(held.id, FAILED, reason, "", None, []), Decision("dead", reason=reason))
+            held.attempt = feed.spec.retry.max_attempts
+        feed.pool.submit([held], alone=lost > 0 or feed.has_crashed(held))
 
     async def _relay(self, subscription: Subscription, settler: Settler) -> None:
         """Delayed publishes whose time has come: on to the events stream, under their own id."""
@@ -168,8 +166,8 @@ class Worker:
             for feed in self.feeds:
                 feed.resize(now)
                 if feed.pool.sick and not feed.spec.ordered:
-                    for call in feed.pool.withdraw(feed.index):
-                        settler.store(feed.held[call.id], Outcome(call.id, FAILED, "", "", None, []), Decision("back", SICK_PAUSE))
+                    for call in cast(list[Held], feed.pool.withdraw(feed.index)):
+                        settler.store(call, Outcome(call.id, FAILED, "", "", None, []), Decision("back", SICK_PAUSE))
             if any(feed.held for feed in self.feeds):
                 await asyncio.sleep(0.025)
             else:
@@ -214,7 +212,8 @@ def queue_of(project: str, spec: Spec, ack_wait: float = 30.0) -> Queue:
     return Queue(f"{project}--{spec.name}", tuple(spec.topics), spec.ordered, spec.start, ack_wait)
 
 
-def _count_unkeyed(feed: Feed) -> None:
-    feed.counts.unkeyed += 1
-    if feed.counts.unkeyed == 1:
+def _count_unkeyed(feed: Feed, events: list[Held]) -> None:
+    unkeyed = sum(held.delivery.source.endswith("--unkeyed") for held in events)
+    feed.counts.unkeyed += unkeyed
+    if 0 < feed.counts.unkeyed == unkeyed:  # the first of them
         log.warning("ordered function got an event without a key; events without a key have no order", extra={"function": feed.spec.name})

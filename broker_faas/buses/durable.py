@@ -7,27 +7,18 @@ from typing import Any
 from ..bus import Delivery
 
 
-class Held(Delivery):
+class Held(Delivery, gc=False, eq=False):
     """until: loop time, when its lease ends. size: bytes. Sequence and time are in the token, and rarely asked for."""
 
-    __slots__ = ("consumer", "size", "until")
+    consumer: Durable
+    until: float
+    size: int
 
-    def __init__(self, subject: str, headers: bytes, data: bytes, deliveries: int, token: str, consumer: Durable, until: float) -> None:
-        self.subject = subject
-        self.headers = headers
-        self.data = data
-        self.deliveries = deliveries
-        self.source = consumer.source
-        self.token = token
-        self.consumer = consumer
-        self.until = until
-        self.size = len(headers) + len(data)
-
-    @property
+    @property  # type: ignore[misc]
     def seq(self) -> int:  # type: ignore[override]
         return int(fields(self.token)[3])
 
-    @property
+    @property  # type: ignore[misc]
     def stored_at(self) -> float:  # type: ignore[override]
         return int(fields(self.token)[5]) / 1e9
 
@@ -44,13 +35,28 @@ def fields(token: str) -> list[str]:
 class Durable:
     """What one durable has delivered and may still deliver. asked: events requested and not yet here."""
 
-    __slots__ = ("asked", "busy", "heard", "not_before", "oversized", "partition", "requests", "source", "subject", "unsettled")
+    __slots__ = (
+        "arrived",
+        "asked",
+        "busy",
+        "first",
+        "heard",
+        "not_before",
+        "oversized",
+        "partition",
+        "requests",
+        "source",
+        "subject",
+        "unsettled",
+    )
 
     def __init__(self, stream: str, config: dict[str, Any]) -> None:
         durable = config["durable_name"]
         self.source = f"{stream}/{durable}"
         self.subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
+        self.first = f"$JS.ACK.{stream}.{durable}.1."  # how the token of a first delivery begins, without domains
         self.partition = config["max_ack_pending"] == 1
+        self.arrived = 0  # in this turn of the loop
         self.unsettled = 0
         self.asked = 0
         self.requests: dict[int, tuple[int, float]] = {}  # number: (events, when sent)
@@ -59,7 +65,9 @@ class Durable:
         self.not_before = 0.0  # the server refused for now: no request until then
         self.oversized = False  # a record is larger than MAX_PULL: ask for it alone, without a limit
 
-    def delivered(self, count: int, now: float) -> None:
+    def delivered(self, now: float) -> None:
+        """Once a turn of the loop, for all that arrived in it."""
+        count, self.arrived = self.arrived, 0
         self.heard = now
         self.busy = True
         self.oversized = False

@@ -30,6 +30,7 @@ EXPIRES = 5.0  # seconds
 IN_A_ROW = 32  # events a request of a partition may bring, one after the other: fewer requests to send
 MAX_HELD = 16 << 20  # bytes unsettled above which no request is sent
 MAX_PULL = 4 << 20  # bytes one request may bring
+MAX_SUBJECTS = 1000  # remembered
 MIN_PULL = MAX_RECORD + (192 << 10)  # one record always fits: the server counts its headers, subject and reply too
 _PENDING = re.compile(rb"Nats-Pending-Messages: (\d+)")
 
@@ -55,8 +56,15 @@ class PullSubscription:
         self._thirsty = {consumer for consumer in self._all if consumer.partition}  # partitions without a request
         self._held: dict[str, Held] = {}  # by token, next lease to end first
         self._held_bytes = 0
-        self._new: list[tuple[bytes, bytes, bytes, bytes]] = []  # from this turn of the loop
-        self._ready: list[Delivery] = []
+        self._ready: list[Delivery] = []  # what nobody read yet
+        self._acks: list[str] = []  # tokens to acknowledge at the end of this turn of the loop, and
+        self._dated: list[tuple[str, float]] = []  # those of partitions, with the end of their lease
+        self._naks: list[str] = []  # frames
+        self._renewed: list[Held] = []
+        self._due = False  # the end of this turn was asked for
+        self._subjects: dict[bytes, str] = {}  # seen lately
+        self._last = self._all[0]  # consumer that delivered last
+        self._until = 0.0  # when the leases of what arrives in this turn end
         self._reader: asyncio.Future[None] | None = None
         self._failure: BusRefused | None = None
         self._stopped = False
@@ -68,7 +76,7 @@ class PullSubscription:
     async def start(self) -> None:
         self._sid = await self._connection.subscribe(f"{self._inbox}.*", self._arrived)
         self._connection.listeners.add(self)
-        self._pull()
+        self._soon()
 
     # --- bus.Subscription ---
 
@@ -79,7 +87,7 @@ class PullSubscription:
     @prefetch.setter
     def prefetch(self, prefetch: int) -> None:
         self._prefetch = prefetch
-        self._pull()
+        self._soon()
 
     def __aiter__(self) -> AsyncIterator[list[Delivery]]:
         return self
@@ -99,29 +107,26 @@ class PullSubscription:
         return batch
 
     def settle(self, done: Iterable[Delivery], again: Iterable[tuple[Delivery, float]] = (), renew: Iterable[Delivery] = ()) -> None:
-        done = [delivery for delivery in done if self._release(delivery)]
-        acks = [f"PUB {delivery.token} 4\r\n+ACK\r\n" for delivery in done]
-        frames = []
+        """What a turn of the loop settles leaves in one write, with the requests that it makes room for."""
+        held, acks = self._held, self._acks
+        for delivery in done:
+            one = held.pop(delivery.token, None)
+            if one is not None and not one.consumer.partition:
+                one.consumer.unsettled -= 1
+                self._held_bytes -= one.size
+                acks.append(one.token)
+            elif self._may_say(delivery, one):
+                self._dated.append((delivery.token, one.until if one else math.inf))
         for delivery, delay in again:
-            if self._release(delivery):
-                frames.append(nak(delivery.token, delay))
-        renewed = [held for delivery in renew if (held := self._held.get(delivery.token))]
-        frames += [f"PUB {held.token} 4\r\n+WPI\r\n" for held in renewed]
-        if self._connection.write("".join([*acks, *frames, self._requests_now()]).encode()):
-            until = self._loop.time() + self._queue.ack_wait
-            for held in renewed:
-                del self._held[held.token]
-                held.until = until
-                self._held[held.token] = held
-        else:  # a late ack still spares an event a second run; a late nak or renewal is of no use
-            for delivery, ack in zip(done, acks, strict=True):
-                ordered = isinstance(delivery, Held) and delivery.consumer.partition
-                self._connection.keep(ack.encode(), delivery.until if ordered else math.inf)  # type: ignore[attr-defined]
+            if self._may_say(delivery, held.pop(delivery.token, None)):
+                self._naks.append(nak(delivery.token, delay))
+        self._renewed += [one for delivery in renew if (one := held.get(delivery.token))]
+        self._soon()
 
     def stop(self) -> None:
         if not self._stopped:
-            self._flush()
             self._stopped = True
+            self._turned()
             # Which also ends the requests: the server sees that nobody listens, and takes back what it had on its way to us.
             self._connection.unsubscribe(self._sid)
             self._wake()
@@ -133,53 +138,96 @@ class PullSubscription:
         self._connection.forget(self._sid)
         self.settle((), [(delivery, 0.0) for delivery in self._ready])
         self._ready = []
+        self._turned()
 
     # --- in ---
 
     def _arrived(self, subject: bytes, reply: bytes, headers: bytes, data: bytes) -> None:
+        """Once an event. What one read of the socket brought becomes one batch."""
+        if not reply:
+            self._status(subject, headers, self._loop.time())
+            return self._soon()
+        token = reply.decode()
         if self._stopped:
-            if reply:
-                self._connection.write(nak(reply.decode(), 0.0).encode())
+            self._connection.write(nak(token, 0.0).encode())
             return
-        if not self._new:
-            self._loop.call_soon(self._flush)
-        self._new.append((subject, reply, headers, data))
+        consumer, deliveries = self._last, 1
+        if not token.startswith(consumer.first):
+            stream, durable, number, *_ = fields(token)
+            consumer = self._last = self._by_name[stream, durable]
+            deliveries = int(number)
+        until = self._until or self._burst()
+        size = len(headers) + len(data)
+        where = self._subjects.get(subject) or self._subject(subject)
+        held = Held(where, headers[10:-2], data, 0, deliveries, 0.0, consumer.source, token, consumer, until, size)
+        self._held[token] = held
+        self._held_bytes += size
+        self._ready.append(held)
+        consumer.arrived += 1
 
-    def _flush(self) -> None:
-        """What one read of the socket brought becomes one batch, answered in one write."""
-        new, self._new = self._new, []
+    def _burst(self) -> float:
+        """The first of what one read brought. When their leases end."""
+        self._soon()
+        self._until = self._loop.time() + self._queue.ack_wait
+        return self._until
+
+    def _subject(self, subject: bytes) -> str:
+        if len(self._subjects) >= MAX_SUBJECTS:
+            self._subjects.clear()
+        name = self._subjects[subject] = subject.decode("utf-8", "replace")  # other clients may store anything
+        return name
+
+    def _soon(self) -> None:
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._turned)
+
+    def _turned(self) -> None:
+        """The end of a turn of the loop: deliveries go to their reader; acks and requests leave in one write."""
+        self._due = False
+        self._until = 0.0
         now = self._loop.time()
-        until = now + self._queue.ack_wait
-        arrived: dict[Durable, int] = {}
-        for subject, reply, headers, data in new:
-            if not reply:
-                self._status(subject, headers, now)
-                continue
-            token = reply.decode()
-            stream, durable, deliveries, *_ = fields(token)
-            consumer = self._by_name[stream, durable]
-            where = subject.decode("utf-8", "replace")  # other clients may store anything
-            held = Held(where, headers[10:-2], data, int(deliveries), token, consumer, until)
-            self._held[token] = held
-            self._held_bytes += held.size
-            self._ready.append(held)
-            arrived[consumer] = arrived.get(consumer, 0) + 1
-        for consumer, count in arrived.items():
-            consumer.delivered(count, now)
-            if consumer.partition and not consumer.asked:
-                self._thirsty.add(consumer)
-        if new:
+        for consumer in self._all:
+            if consumer.arrived:
+                consumer.delivered(now)
+                if consumer.partition and not consumer.asked:
+                    self._thirsty.add(consumer)
+        if self._ready:
             self._wake()
-            self._pull()
+        self._write()
+
+    def _write(self) -> None:
+        acks, self._acks = self._acks, []
+        dated, self._dated = self._dated, []
+        naks, self._naks = self._naks, []
+        renewed, self._renewed = [one for one in self._renewed if one.token in self._held], []
+        tokens = acks + [token for token, _ in dated]
+        frames = ["PUB ", " 4\r\n+ACK\r\nPUB ".join(tokens), " 4\r\n+ACK\r\n"] if tokens else []
+        frames += naks
+        frames += [f"PUB {one.token} 4\r\n+WPI\r\n" for one in renewed]
+        frames += self._requests_now()
+        if not frames:
+            return
+        if self._connection.write("".join(frames).encode()):
+            until = self._loop.time() + self._queue.ack_wait
+            for one in renewed:
+                del self._held[one.token]
+                one.until = until
+                self._held[one.token] = one
+        else:  # a late ack still spares an event a second run; a late nak or renewal is of no use
+            for token, end in [(token, math.inf) for token in acks] + dated:
+                self._connection.keep(f"PUB {token} 4\r\n+ACK\r\n".encode(), end)
 
     def _wake(self) -> None:
         if self._reader and not self._reader.done():
             self._reader.set_result(None)
 
-    def _release(self, delivery: Delivery) -> bool:
-        """Whether what becomes of it may still be said. Not so of a partition whose lease has ended: another worker may be at it, and
-        the next event of the key would come before that one is through."""
-        held = self._held.pop(delivery.token, None)
+    def _may_say(self, delivery: Delivery, held: Held | None) -> bool:
+        """Whether what becomes of it may still be said. held: it, if its lease had not ended.
+
+        Not so of a partition whose lease has ended: another worker may be at it, and the next event of the key would come before
+        that one is through.
+        """
         if held is None:
             return not (isinstance(delivery, Held) and delivery.consumer.partition)
         held.consumer.unsettled -= 1
@@ -188,14 +236,10 @@ class PullSubscription:
 
     # --- requests ---
 
-    def _pull(self) -> None:
-        if requests := self._requests_now():
-            self._connection.write(requests.encode())
-
-    def _requests_now(self) -> str:
+    def _requests_now(self) -> list[str]:
         """The frames of every request that is due."""
         if self._stopped or self._failure or self._prefetch < 1 or self._held_bytes >= MAX_HELD or not self._connection.up.is_set():
-            return ""
+            return []
         now = self._loop.time()
         frames = []
         for consumer in [c for c in self._thirsty if c.not_before <= now]:
@@ -213,7 +257,7 @@ class PullSubscription:
             if consumer.not_before <= now and batch > 0 and (not consumer.asked or batch * 2 >= want):
                 frames.append(self._request(consumer, batch, now))
                 room -= batch - (not used)
-        return "".join(frames)
+        return frames
 
     def _request(self, consumer: Durable, batch: int, now: float) -> str:
         self._requests += 1
@@ -266,7 +310,7 @@ class PullSubscription:
         """Twice a second: leases that ended make room, requests that got no answer are forgotten and sent again."""
         now = self._loop.time()
         while self._held and (first := next(iter(self._held.values()))).until <= now:
-            self._release(first)
+            self._may_say(first, self._held.pop(first.token))
         self._ready = [delivery for delivery in self._ready if delivery.token in self._held]  # it will come again
         for consumer in self._all:
             for number in [n for n, (_, sent) in consumer.requests.items() if sent + EXPIRES + 1 < now]:
@@ -274,7 +318,7 @@ class PullSubscription:
                 consumer.asked = min(consumer.asked, sum(batch for batch, _ in consumer.requests.values()))
             if consumer.partition and not consumer.asked:
                 self._thirsty.add(consumer)
-        self._pull()
+        self._soon()
 
     # --- connection.Listener ---
 
@@ -285,7 +329,7 @@ class PullSubscription:
                 self._thirsty.add(consumer)
 
     def restored(self) -> None:
-        self._pull()
+        self._soon()
 
     def refused(self, subject: str) -> None:
         for consumer in self._all:

@@ -1,18 +1,17 @@
 """nats-py with our own data path: it connects, logs in, speaks TLS, pings and reconnects; messages never pass through it.
 
 nats-py spends 7 to 25 µs on a message: two regular expressions, a dict of headers, a queue, a task. Here a message is cut out
-of what one read brought and goes, raw, to a plain function: 1.5 µs. The overrides below and what connection.py touches of
-Client's inside are the whole seam to nats-py 2.16; tests/integration/test_nats_seam.py holds it.
+of what one read of the socket brought and goes, raw, to a plain function: 1 µs. The overrides below and what connection.py touches
+of Client's inside are the whole seam to nats-py 2.16; tests/integration/test_nats_seam.py holds it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from nats.aio.client import DEFAULT_FLUSH_TIMEOUT, Client, Srv
 from nats.errors import Error as NatsError
-from nats.protocol.parser import Parser
 
 Sink = Callable[[bytes, bytes, bytes, bytes], None]  # subject, reply, headers, data; headers b"" if none. Must not raise.
 
@@ -26,7 +25,6 @@ class WireClient(Client):
     def __init__(self) -> None:
         super().__init__()
         self.sinks: dict[int, Sink] = {}
-        self._ps = WireParser(self)
 
     def send(self, data: bytes) -> bool:
         """Straight to the socket, past nats-py's buffer and its limit; False while disconnected."""
@@ -70,23 +68,41 @@ class WireClient(Client):
             writer.transport.abort()
 
     async def _read_loop(self) -> None:
+        """nats-py's loop reads what `Cutter` leaves; the rest never reaches its reader, so that no task has to wake up for it."""
+        reader: asyncio.StreamReader = self._transport._io_reader  # type: ignore[union-attr]
+        leave = reader.feed_data
+        cutter = Cutter(self.sinks, leave)
+
+        def feed(data: bytes) -> None:
+            try:
+                cutter.feed(data)
+            except Exception as error:  # no NATS server wrote this: a new connection, instead of a guess where the next message begins
+                reader.feed_data = _drop  # type: ignore[method-assign,assignment]
+                reader.set_exception(NatsError(f"nats: not its protocol: {error!r}"))
+
+        early = bytes(reader._buffer)  # type: ignore[attr-defined]  # what came behind the server's first PONG
+        reader._buffer.clear()  # type: ignore[attr-defined]
+        reader.feed_data = feed  # type: ignore[method-assign,assignment]
+        feed(early)
         await super()._read_loop()
         task = asyncio.current_task()
         if self.is_connected and not (task and task.cancelling()):  # it swallows what it does not know, and is deaf from then on
             await self._process_op_err(NatsError("nats: reading stopped"))
 
 
-class WireParser(Parser):
-    """Cuts messages out of the stream; every other line (PING, INFO, -ERR, …) is nats-py's."""
+class Cutter:
+    """Cuts messages out of a stream, however it arrives. Every other line (PING, INFO, -ERR, …) goes to `others`, whole.
 
-    nc: WireClient
+    Holds at most one message that is not whole. Raises ValueError or IndexError at a message that cannot be one.
+    """
 
-    def reset(self) -> None:
-        super().reset()
+    def __init__(self, sinks: Mapping[int, Sink], others: Callable[[bytes], None]) -> None:
+        self._sinks = sinks
+        self._others = others
         self._parts: list[bytes] = []  # of a message or line that is not whole yet
         self._missing = 0  # bytes; 0: unknown, a line without its end
 
-    async def parse(self, data: bytes = b"") -> None:
+    def feed(self, data: bytes) -> None:
         if self._parts:
             self._parts.append(data)
             self._missing -= len(data)
@@ -94,7 +110,7 @@ class WireParser(Parser):
                 return
             data = b"".join(self._parts)
             self._parts = []
-        sinks = self.nc.sinks
+        sinks = self._sinks
         start, end = 0, len(data)
         while start < end:
             stop = data.find(b"\r\n", start)
@@ -111,9 +127,11 @@ class WireParser(Parser):
                 body = head = stop + 2
                 reply = words[3] if len(words) == 5 else b""
             else:
-                line, start = data[start : stop + 2], stop + 2
-                await super().parse(line)
+                self._others(data[start : stop + 2])
+                start = stop + 2
                 continue
+            if not body <= head <= body + size:
+                raise ValueError(data[start : start + 200])
             if body + size + 2 > end:
                 self._missing = body + size + 2 - end
                 break
@@ -122,3 +140,7 @@ class WireParser(Parser):
                 sink(words[1], reply, data[body:head], data[head : body + size])
         if start < end:
             self._parts = [data[start:]]
+
+
+def _drop(data: bytes) -> None:
+    pass

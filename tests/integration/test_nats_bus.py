@@ -171,6 +171,11 @@ async def test_acks_settled_while_disconnected_arrive_later(nats_server: Server,
         assert await eventually(lambda: nothing_left(bus, queue), 1.5)
 
 
+async def turned() -> None:
+    """What was settled leaves at the end of the loop's turn."""
+    await asyncio.sleep(0)
+
+
 async def nothing_left(bus: JetStreamBus, queue: Queue) -> bool:
     return (await bus.lag(queue)).total == 0
 
@@ -182,8 +187,10 @@ async def test_while_disconnected_acks_are_kept_and_nothing_else(nats_server: Se
         await disconnected(proxy, bus)
         subscription.settle((), (), [one, two, three])
         subscription.settle((), [(one, 0.0), (two, 5.0)])
+        await turned()
         before = [*bus.connection._kept]
         subscription.settle([three], [], [three])
+        await turned()
 
         assert before == []
         assert [data for _, data in bus.connection._kept] == [f"PUB {three.token} 4\r\n+ACK\r\n".encode()]
@@ -237,6 +244,7 @@ async def test_what_became_of_an_ordered_event_is_not_said_once_its_lease_has_en
         await eventually(lambda: late.token not in subscription._held)
         writes = noted_writes(bus, monkeypatch)
         subscription.settle([late] if settled == "done" else [], [(late, 0.0)] if settled == "again" else [])
+        await turned()
         said = [write for write in writes if b"PUB $JS.ACK" in write]
         [again] = await take(subscription, 1)
         subscription.settle([again])
@@ -257,6 +265,7 @@ async def test_what_became_of_an_ordered_event_is_not_said_from_the_moment_its_l
         await take(subscription, 1)  # delivered again, here or elsewhere
         writes = noted_writes(bus, monkeypatch)
         subscription.settle([late])
+        await turned()
 
         assert [] == [write for write in writes if b"PUB $JS.ACK" in write]
 
@@ -269,6 +278,7 @@ async def test_a_late_ack_of_an_event_without_order_still_spares_it_another_run(
         await eventually(lambda: late.token not in subscription._held)
         writes = noted_writes(bus, monkeypatch)
         subscription.settle([late])
+        await turned()
 
         assert f"PUB {late.token} 4\r\n+ACK\r\n".encode() in b"".join(writes)
 

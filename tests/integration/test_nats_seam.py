@@ -9,11 +9,10 @@ from importlib.metadata import version
 import pytest
 from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
-from nats.protocol.parser import Parser
 
 from broker_faas.bus import Queue, Record
 from broker_faas.buses.nats import NatsBus
-from broker_faas.buses.wire import WireClient
+from broker_faas.buses.wire import Cutter, WireClient
 from broker_faas.errors import BusRefused
 from tests.helpers import eventually
 
@@ -32,8 +31,6 @@ def test_nats_py_is_the_version_this_seam_was_written_for() -> None:
         (Client._connect_to_server, ["self", "s"]),
         (Client._read_loop, ["self"]),
         (Client.flush, ["self", "timeout"]),
-        (Parser.parse, ["self", "data"]),
-        (Parser.reset, ["self"]),
         (TcpTransport.write, ["self", "payload"]),
         (TcpTransport.writelines, ["self", "payload"]),
     ],
@@ -46,25 +43,17 @@ def test_what_is_overridden_or_used_still_looks_the_same(method: object, paramet
 def test_the_client_keeps_what_is_read_of_it() -> None:
     client = WireClient()
 
-    assert {"_transport", "_subs", "_ps", "_max_payload", "_pending", "_pending_data_size", "sinks"} <= vars(client).keys()
-    assert client._ps.__class__.__name__ == "WireParser"
+    assert {"_transport", "_subs", "_max_payload", "_pending", "_pending_data_size", "sinks"} <= vars(client).keys()
 
 
 PAYLOADS = [b"", b"x", b"\r\n", b"HMSG a 1 5 5\r\n", b"y" * 5000]
 
 
-async def _parsed(pieces: list[bytes], client: WireClient) -> None:
-    for piece in pieces:
-        await client._ps.parse(piece)
-
-
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000, 1 << 20])
-async def test_messages_are_cut_out_however_the_bytes_arrive(size: int) -> None:
-    client = WireClient()
+def test_messages_are_cut_out_however_the_bytes_arrive(size: int) -> None:
     seen: list[tuple[bytes, ...]] = []
-    pongs: list[None] = []
-    client.sinks[7] = lambda *message: seen.append(message)
-    client._process_pong = lambda: _noted(pongs)  # type: ignore[method-assign]
+    others: list[bytes] = []
+    cutter = Cutter({7: lambda *message: seen.append(message)}, others.append)
     head = b"NATS/1.0\r\na: b\r\n\r\n"
     stream, expected = b"", []
     for payload in PAYLOADS:
@@ -73,14 +62,29 @@ async def test_messages_are_cut_out_however_the_bytes_arrive(size: int) -> None:
         stream += b"MSG ev.c 8 %d\r\n%b\r\n" % (len(payload), payload)  # of a subscription that is gone
         stream += b"HMSG _INBOX.1 7 %d %d\r\n%b\r\n+OK\r\n" % (len(head), len(head), head)
         expected += [(b"ev.a", b"$JS.ACK.x", head, payload), (b"ev.b", b"reply", b"", payload), (b"_INBOX.1", b"", head, b"")]
-    await _parsed([stream[i : i + size] for i in range(0, len(stream), size)], client)
+    for start in range(0, len(stream), size):
+        cutter.feed(stream[start : start + size])
 
     assert seen == expected
-    assert len(pongs) == len(PAYLOADS)
+    assert others == [b"PONG\r\n", b"+OK\r\n"] * len(PAYLOADS)
 
 
-async def _noted(pongs: list[None]) -> None:
-    pongs.append(None)
+@pytest.mark.parametrize(
+    "garbage", [b"MSG a 7 x\r\n", b"HMSG a 7 r 9 3\r\n", b"HMSG a 7 r -9 -3\r\n", b"MSG a 7 -5\r\n", b"MSG a seven 0\r\n\r\n", b"MSG\r\n"]
+)
+def test_what_cannot_be_a_message_is_an_error_and_not_an_endless_loop(garbage: bytes) -> None:
+    with pytest.raises((ValueError, IndexError)):
+        Cutter({}, lambda line: None).feed(garbage)
+
+
+async def test_a_server_that_writes_garbage_costs_a_reconnect(bus_url: str) -> None:
+    async with NatsBus(bus_url).open() as bus:
+        reader = bus._connection.client._transport._io_reader  # type: ignore[union-attr]
+        reader.feed_data(b"MSG a 7 -5\r\n")
+        await eventually(lambda: bus._connection.client.stats["reconnects"] == 1)
+        await eventually(lambda: bus.connected)
+
+        assert await bus.publish([Record("ev.orders.created.-.-", "1", b"", b"")]) == 0
 
 
 async def test_an_error_that_nats_py_would_close_for_is_survived(bus_url: str) -> None:
@@ -135,7 +139,7 @@ async def test_refusals_name_the_subject(bus_url: str) -> None:
         client = bus._connection.client
         asking = asyncio.ensure_future(bus._connection.apis([("X", None)]))
         await asyncio.sleep(0)
-        await client._ps.parse(b"-ERR 'Permissions Violation for Publish to \"$JS.API.X\"'\r\n")
+        client._transport._io_reader.feed_data(b"-ERR 'Permissions Violation for Publish to \"$JS.API.X\"'\r\n")  # type: ignore[union-attr]
         [answer] = await asking
 
         assert isinstance(answer, BusRefused)

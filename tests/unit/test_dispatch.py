@@ -80,15 +80,16 @@ class Bench:
         self.executors.append(FakeExecutor())
         return self.executors[-1]
 
-    def settle(self, done: list[Call], others: list[tuple[Call, Outcome]]) -> None:
-        self.settled += [(call.id, OK, "") for call in done] + [(call.id, outcome.status, outcome.reason) for call, outcome in others]
+    def settle(self, done: list[list[Call]], others: list[tuple[Call, Outcome]]) -> None:
+        self.settled += [(call.id, OK, "") for calls in done for call in calls]
+        self.settled += [(call.id, outcome.status, outcome.reason) for call, outcome in others]
 
     def submit(self, *ids: int, alone: bool = False, size: int = 0) -> None:
         self.pool.submit([Call(id, 0, "a", 1, b"", b"x" * size) for id in ids], alone=alone)
 
     def finish(self, executor: FakeExecutor, *ids: int) -> None:
         calls = [executor.inflight.pop(id) for id in ids]
-        self.pool.outcomes(executor, calls, [])  # type: ignore[arg-type]
+        self.pool.outcomes(executor, [[call for call in calls if call.function == n] for n in (0, 1)][: len(self.pool.group.functions)], [])  # type: ignore[arg-type]
 
     def die(self, executor: FakeExecutor, *running: int, reason: str = "SIGSEGV", zygote_died: bool = False) -> None:
         self.pool.exited(executor, Exit(reason, set(running), zygote_died, ""))  # type: ignore[arg-type]

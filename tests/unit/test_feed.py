@@ -45,23 +45,26 @@ def test_an_event_that_comes_again_while_it_is_held_does_not_run_twice() -> None
     feed = holding(delivery(7, 1))
     new = delivery(8, 1)
 
-    assert [new] == feed.fresh([delivery(7, 2), new])
+    fresh, again = feed.take([delivery(7, 2), new], count(2))
+
+    assert ([new], []) == ([held.delivery for held in fresh], again)
 
 
 def test_an_event_that_came_again_while_it_was_held_is_settled_under_its_new_lease() -> None:
     feed = holding(delivery(7, 1))
     subscription = Settled()
     feed.subscription = cast(Any, subscription)
-    feed.fresh([delivery(7, 2)])
-    feed.settle([*feed.held.values()], [])
+    feed.take([delivery(7, 2)], count(2))
+    feed.settle([*feed.held], [])
 
     assert ["events/p--f.7.2"] == subscription.done
 
 
 def test_events_that_come_again_and_are_not_held_here_run() -> None:
     again, of_retries = delivery(6, 2), delivery(7, 2, "retries/p--f")
+    new, held = holding(delivery(7, 1)).take([again, of_retries], count(2))
 
-    assert [again, of_retries] == holding(delivery(7, 1)).fresh([again, of_retries])
+    assert ([], [again, of_retries]) == (new, [one.delivery for one in held])
 
 
 @pytest.mark.parametrize(

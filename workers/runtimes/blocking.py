@@ -89,7 +89,8 @@ class Blocking:
             self._overdue = False
             if outcome is None or not outcome.reason:
                 outcome = callee.timed_out(slot.call, None)
-        self._outbox.end(slot)
+        if slot.partial:
+            self._output.end(slot)
         if outcome is None:
             self._outbox.ok.append(slot.call)
         else:

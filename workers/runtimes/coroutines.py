@@ -80,31 +80,40 @@ class Coroutines:
     async def _slot(self, slot: CoroutineSlot) -> None:
         current.set(slot)
         pristine = copy_context()
+        todo, callees = self._todo, self._callees
         while True:
             self._coming = False
-            while call := self._take():
-                if self._todo and not self._coming:
+            while todo:
+                call = todo.popleft()
+                callee = callees[call[1]]
+                if callee.running >= callee.concurrency:
+                    callee.parked.append(call)
+                    continue
+                callee.running += 1
+                if todo and not self._coming:
                     self._ready()
-                await self._run(slot, call)
+                now = monotonic_ns()
+                if self._flushing and now - self._burst > LINGER_NS:
+                    self._flush()
+                    await asyncio.sleep(0)  # calls that never suspend are many: let the others and their timers go on
+                    now = monotonic_ns()
+                await self._run(slot, callee, call, now)
                 if slot.task.cancelling():
                     await _forget_cancellation(slot.task)
                 if _changed(pristine):  # the handler set a context variable: the next call must not see it
                     return self._start(slot)
-                if self._flushing and monotonic_ns() - self._burst > LINGER_NS:
-                    self._flush()
-                    await asyncio.sleep(0)  # calls that never suspend are many: let the others and their timers go on
             wake = self._loop.create_future()
             self._idle.append(wake)
             await wake
 
-    async def _run(self, slot: CoroutineSlot, call: RunCall) -> None:
-        slot.call = call[0]
-        callee = self._callees[call[1]]
+    async def _run(self, slot: CoroutineSlot, callee: Callee, call: RunCall, now: int) -> None:
+        """now: of monotonic_ns()."""
         marks, mark = self._marks, 2 * slot.index
-        marks[mark + 1] = now = monotonic_ns()
-        marks[mark] = slot.call
+        slot.call = id = call[0]
         slot.printed = 0
         slot.deadline = deadline = now / 1e9 + callee.timeout
+        marks[mark + 1] = now
+        marks[mark] = id
         if deadline < self._sweep_at:
             self._sweep_by(deadline)
         outcome: Outcome | None
@@ -113,16 +122,17 @@ class Coroutines:
                 result = await callee.handler(*callee.arguments(*entered))
                 outcome = callee.leave(call, result, *entered)
             else:
-                outcome = skipped(slot.call)
+                outcome = skipped(id)
             if slot.overdue:
-                outcome = callee.timed_out(slot.call, None)
+                outcome = callee.timed_out(id, None)
         except BaseException as error:
-            outcome = callee.timed_out(slot.call, error) if slot.overdue else callee.failed(slot.call, error)
+            outcome = callee.timed_out(id, error) if slot.overdue else callee.failed(id, error)
         slot.deadline = inf
         slot.overdue = False
-        self._outbox.end(slot)
+        if slot.partial:
+            self._output.end(slot)
         if outcome is None:
-            self._outbox.ok.append(slot.call)
+            self._outbox.ok.append(id)
         else:
             self._outbox.other(outcome)
             if self._outbox.full:
@@ -134,18 +144,6 @@ class Coroutines:
         if not self._flushing:
             self._burst = monotonic_ns()
             self._flush_soon()
-
-    def _take(self) -> RunCall | None:
-        """The next call whose function has room. Those that have none are parked with their function."""
-        todo = self._todo
-        while todo:
-            call = todo.popleft()
-            callee = self._callees[call[1]]
-            if callee.running < callee.concurrency:
-                callee.running += 1
-                return call
-            callee.parked.append(call)
-        return None
 
     def _ready(self) -> None:
         """Some slot that is free will run soon; none if all have a call."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...decide import REJECTED
 from ..frames import MAX_FRAME, Done, Log, Outcome, encode
-from ..output import Output, Slot
+from ..output import Output
 
 LINGER_NS = 5_000_000  # an outcome never waits longer than this behind a call that takes its time
 FULL = 4 << 20  # bytes of outcomes that are sent without waiting for more
@@ -33,11 +33,6 @@ class Outbox:
             outcome = Outcome(outcome.call, REJECTED, reason, "", None, [])
         self.others.append(outcome)
         self._size += size + 4 * len(outcome.detail)
-
-    def end(self, slot: Slot) -> None:
-        """The slot's call ended: its last line, with or without a newline."""
-        if slot.partial:
-            self._output.end(slot)
 
     def take(self) -> bytearray:
         """Everything so far, as frames; output goes before the outcome of the call that printed it."""
