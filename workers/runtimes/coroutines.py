@@ -46,6 +46,7 @@ class Coroutines:
         self._outbox = Outbox(output)
         self._splitter = Splitter()
         self._unsent = bytearray()
+        self._blocked = False  # the worker takes nothing for now
         self._todo: deque[RunCall] = deque()
         self._slots: list[CoroutineSlot] = []
         self._idle: list[asyncio.Future[None]] = []
@@ -219,7 +220,8 @@ class Coroutines:
         """Writes what came together; what the worker does not take yet waits."""
         self._flushing = False
         self._unsent += self._outbox.take()
-        self._writable()
+        if not self._blocked:
+            self._writable()
         if self._draining and not self._todo and not any(callee.running for callee in self._callees) and not self._ended.done():
             self._ended.set_result(None)
 
@@ -228,9 +230,13 @@ class Coroutines:
             while self._unsent:
                 del self._unsent[: self._sock.send(self._unsent)]
         except BlockingIOError:
-            self._loop.add_writer(self._sock, self._writable)
+            if not self._blocked:
+                self._blocked = True
+                self._loop.add_writer(self._sock, self._writable)
         else:
-            self._loop.remove_writer(self._sock)
+            if self._blocked:
+                self._blocked = False
+                self._loop.remove_writer(self._sock)
 
 
 def _changed(pristine: Context) -> bool:
