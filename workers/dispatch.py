@@ -21,6 +21,7 @@ from .executor import Call, Executor, Exit, Group, Outcome
 log = logging.getLogger(__name__)
 
 LOOKAHEAD = 0.05  # seconds of work an executor may have queued
+SPREAD = 0.001  # seconds of work that stay together: one frame to one executor costs less than two, and nobody waits longer for it
 GROW_AFTER = 0.025  # seconds that calls wait before another executor is worth its fork (1.5 ms, 7 MB)
 MEASURE = 0.1  # seconds over which rates are taken, if calls are many
 SICK_AFTER = 3  # executors in a row that did not start or died with nothing to blame it on
@@ -252,8 +253,9 @@ class Pool:
         sizes = {executor: executor.inflight_bytes for executor in free}
         for function, waiting in [*self._waiting.items()]:
             window = min(WINDOW, self._overlap[function] + int(self._rates[function] * LOOKAHEAD))
-            free.sort(key=lambda executor: executor.load[function])
-            share = -(-(len(waiting) + sum(executor.load[function] for executor in free)) // max(1, len(free)))  # evenly
+            free.sort(key=lambda executor: -executor.load[function])
+            evenly = -(-(len(waiting) + sum(executor.load[function] for executor in free)) // max(1, len(free)))
+            share = max(evenly, int(self._rates[function] * SPREAD))
             for executor in free:
                 batch = batches[executor]
                 room = min(window, share) - executor.load[function]

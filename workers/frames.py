@@ -136,10 +136,10 @@ class Splitter:
         self._parts: list[bytes] = []  # of a frame that is not whole
         self._missing = 0  # bytes of it, at least
 
-    def feed(self, chunk: bytes) -> list[memoryview]:
-        """The bodies completed by `chunk`: views, not copies. ProtocolError as soon as a length is beyond the limit."""
+    def feed(self, chunk: bytes | memoryview) -> list[memoryview]:
+        """The bodies completed by `chunk`: views of it, not copies. ProtocolError as soon as a length is beyond the limit."""
         if self._parts:
-            self._parts.append(chunk)
+            self._parts.append(bytes(chunk))
             self._missing -= len(chunk)
             if self._missing > 0:
                 return []
@@ -161,5 +161,5 @@ class Splitter:
         else:
             self._missing = 4 - (end - start)
         if start < end:
-            self._parts = [chunk[start:]]
+            self._parts = [bytes(view[start:])]
         return bodies

@@ -44,8 +44,9 @@ class Blocking:
         self._output.now = self._flush
         signal.signal(signal.SIGALRM, self._alarm)
         splitter = Splitter()
-        while chunk := self._sock.recv(1 << 18):
-            for body in splitter.feed(chunk):
+        buffer = memoryview(bytearray(1 << 18))  # recv() would map and unmap as much each time
+        while size := self._sock.recv_into(buffer):
+            for body in splitter.feed(buffer[:size]):
                 match decode_for_executor(body):
                     case Run(calls):
                         for call in calls:

@@ -45,6 +45,7 @@ class Coroutines:
         self._output = output
         self._outbox = Outbox(output)
         self._splitter = Splitter()
+        self._buffer = memoryview(bytearray(1 << 18))  # recv() would map and unmap as much each time
         self._unsent = bytearray()
         self._blocked = False  # the worker takes nothing for now
         self._todo: deque[RunCall] = deque()
@@ -187,13 +188,13 @@ class Coroutines:
 
     def _readable(self) -> None:
         try:
-            chunk = self._sock.recv(1 << 18)
+            size = self._sock.recv_into(self._buffer)
         except BlockingIOError:
             return
-        if not chunk:
+        if not size:
             os._exit(70)  # the worker is gone, and nobody is left to tell
         try:
-            for body in self._splitter.feed(chunk):
+            for body in self._splitter.feed(self._buffer[:size]):
                 match decode_for_executor(body):
                     case Run(calls):
                         self._todo.extend(calls)
