@@ -98,9 +98,9 @@ def instant(time: str) -> datetime:
 
 def canonical(name: str, value: Any) -> str | None:
     """The canonical string of an extension's value. None stays None: not set."""
+    if value is None or isinstance(value, str):
+        return value
     match value:
-        case None | str():
-            return value
         case bool():
             return "true" if value else "false"
         case int():
@@ -112,7 +112,8 @@ def canonical(name: str, value: Any) -> str | None:
         case datetime():
             if value.tzinfo is None:
                 raise EventInvalid(f"attribute {name!r} is a time without zone; use datetime.now(timezone.utc) or .astimezone()")
-            return value.isoformat().removesuffix("+00:00") + ("Z" if value.utcoffset() == timedelta(0) else "")
+            text = value.isoformat()
+            return text[:-6] + "Z" if text.endswith("+00:00") else text
         case _:
             raise EventInvalid(f"attribute {name!r} must be a string, integer, boolean, bytes or time, not {type(value).__name__}")
 
@@ -191,6 +192,29 @@ def read_plain(text: str) -> dict[str, str] | None:
         if len(attributes) != expected:  # one is given twice
             return None
     return attributes
+
+
+def plain_block(attributes: Mapping[str, Any]) -> bytes | None:
+    """The header block of attributes in their plainest form; None if they are not, or break a rule: then checked() says which.
+
+    What read_plain() would read is valid, so one match checks all of it.
+    """
+    try:
+        "".join(attributes.values())  # strings only
+        text = "".join([f"ce-{name}: {value}\r\n" for name, value in attributes.items()])
+        match = _PLAIN.fullmatch(text)
+        if match is None or text.count("\r") != len(attributes):  # a name may hold a line of its own
+            return None
+        if match[7] is not None:
+            datetime.fromisoformat(match[7])
+    except (TypeError, ValueError):
+        return None
+    return text.encode()
+
+
+def block(values: Mapping[str, str]) -> bytes:
+    """`ce-{name}: value\\r\\n` lines of what encoded() gives."""
+    return "".join([f"ce-{name}: {value}\r\n" for name, value in values.items()]).encode()
 
 
 def read_fields(fields: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -30,7 +30,7 @@ class Record(NamedTuple):
 
 
 class Delivery(msgspec.Struct, gc=False, eq=False):
-    """One record handed to one worker, until it is settled or its lease ends. A Struct: 0.07 µs to make, a plain class takes three times that.
+    """One record handed to one worker, until it is settled or its lease ends. (A Struct is made in a third of the time.)
 
     deliveries: how often the bus has handed this record out, this time included (a lower bound: a server crash may lose counts).
     stored_at: unix seconds. source: which durable consumer it came from; token: the driver's own handle.

@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager, contextmanager
@@ -140,7 +139,7 @@ class Client:
         if isinstance(data, CloudEvent):
             return data.replace(**given) if given else data
         now = datetime.fromtimestamp(self._clock(), UTC)
-        return CloudEvent(**{"id": uuid.uuid4().hex, "source": self._source, "type": topic, "time": now, "data": data} | given)
+        return CloudEvent(**{"id": os.urandom(16).hex(), "source": self._source, "type": topic, "time": now, "data": data} | given)
 
     def _record(self, topic: str, event: CloudEvent, delay: float | None, at: datetime | float | None) -> Record:
         """What publish() stores: the event, or a schedule of it."""

@@ -17,7 +17,20 @@ from typing import Any
 
 import orjson
 
-from .attributes import CORE, canonical, charset, checked, encoded, instant, is_json, kind, read_fields, read_plain
+from .attributes import (
+    CORE,
+    block,
+    canonical,
+    charset,
+    checked,
+    encoded,
+    instant,
+    is_json,
+    kind,
+    plain_block,
+    read_fields,
+    read_plain,
+)
 from .errors import EventInvalid
 
 
@@ -29,7 +42,7 @@ class CloudEvent:
     Raises EventInvalid, naming the attribute and the rule of CloudEvents 1.0.2 that it breaks.
     """
 
-    __slots__ = ("_attributes", "_data")
+    __slots__ = ("_attributes", "_data", "_headers")  # _headers: set once they are asked for, or made on the way
 
     def __init__(
         self,
@@ -46,19 +59,24 @@ class CloudEvent:
         **extensions: str | int | bool | bytes | datetime | None,
     ) -> None:
         self._data, datacontenttype = _bytes(data, datacontenttype)
-        given: dict[str, Any] = {
-            "specversion": extensions.pop("specversion", "1.0"),
-            "id": id,
-            "source": source,
-            "type": type,
-            "datacontenttype": datacontenttype,
-            "subject": subject,
-            "time": canonical("time", time) if isinstance(time, datetime) else time,
-            "dataschema": dataschema,
-        }
+        given: dict[str, Any] = {"specversion": extensions.pop("specversion", "1.0"), "id": id, "source": source, "type": type}
+        if datacontenttype is not None:
+            given["datacontenttype"] = datacontenttype
+        if subject is not None:
+            given["subject"] = subject
+        if time is not None:
+            given["time"] = canonical("time", time) if isinstance(time, datetime) else time
+        if dataschema is not None:
+            given["dataschema"] = dataschema
         for name in sorted(extensions):
-            given[name] = canonical(name, extensions[name])
-        self._attributes: dict[str, str] = checked(given)
+            if (value := canonical(name, extensions[name])) is not None:
+                given[name] = value
+        headers = plain_block(given)
+        if headers is None:
+            given = checked(given)
+        else:
+            self._headers: bytes = headers
+        self._attributes: dict[str, str] = given
 
     @classmethod
     def from_headers(cls, headers: bytes, data: bytes) -> CloudEvent:
@@ -77,6 +95,15 @@ class CloudEvent:
         return event
 
     @classmethod
+    def from_attributes(cls, attributes: dict[str, str], data: bytes | None) -> CloudEvent:
+        """What an executor sends: canonical strings, which are checked here. Raises EventInvalid."""
+        headers = plain_block(attributes)
+        event = cls.of(checked(attributes) if headers is None else attributes, data)
+        if headers is not None:
+            event._headers = headers
+        return event
+
+    @classmethod
     def of(cls, attributes: dict[str, str], data: bytes | None) -> CloudEvent:
         """For codecs: the event of attributes that are checked, and data as it came."""
         event = _new(cls)
@@ -87,9 +114,14 @@ class CloudEvent:
     def headers(self) -> bytes:
         """NATS binary binding: `ce-{name}: value\\r\\n` lines, percent-encoded as over HTTP, in the order of `attributes`.
 
-        1.7 µs with six attributes, 2.0 with nine; the constructor takes 3.6 with four, 6.9 with six and a small dict (as read_plain()).
+        The constructor makes them anyway, to check all attributes in one look: with four and a small dict it takes 2.4 µs, with six 4.8
+        (as read_plain()).
         """
-        return "".join([f"ce-{name}: {value}\r\n" for name, value in encoded(self._attributes).items()]).encode()
+        try:
+            return self._headers
+        except AttributeError:
+            self._headers = block(encoded(self._attributes))
+            return self._headers
 
     @property
     def id(self) -> str:
@@ -132,7 +164,7 @@ class CloudEvent:
         return self._attributes.get("partitionkey")
 
     @property
-    def attributes(self) -> Mapping[str, str]:
+    def attributes(self) -> MappingProxyType[str, str]:
         """All of them, specversion included. Read only."""
         return MappingProxyType(self._attributes)
 
@@ -253,7 +285,7 @@ def _bytes(data: Any, datacontenttype: str | None) -> tuple[bytes | None, str | 
     """What the constructor takes as data, as (bytes, datacontenttype)."""
     if data is None or isinstance(data, bytes):
         return data, datacontenttype
-    if isinstance(data, bytearray | memoryview):
+    if isinstance(data, (bytearray, memoryview)):  # `|` would make a type each time: 0.1 µs
         return bytes(data), datacontenttype
     if datacontenttype is not None and not is_json(datacontenttype):
         if not isinstance(data, str):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from time import time
 from typing import NamedTuple, cast
 from zlib import crc32
 
 from ..bus import Bus, Record
-from ..decide import CRASHED, Decision, decide
+from ..decide import CRASHED, DONE, OK, Decision, decide
 from ..errors import BusError, BusFull, BusUnavailable, EventError, EventTooLarge
 from ..event import CloudEvent
 from ..layout import back_record, cut, dead_record, event_record, retry_record
@@ -156,6 +155,8 @@ class Settler:
 
 
 def _decided(held: Held, outcome: Outcome) -> Decision:
+    if outcome.status == OK:
+        return DONE
     spec = held.feed.spec
     if outcome.status == CRASHED:
         held.feed.crashed(held)
@@ -227,6 +228,8 @@ def _cut(dead: Record) -> Record:
     return cut(dead)
 
 
-def _output(topic: str, attributes: Mapping[str, str], data: bytes | None) -> Record:
+def _output(topic: str, attributes: dict[str, str], data: bytes | None) -> Record:
     """An executor's output as a record. Executors are not trusted with the bus's format: everything is checked here."""
-    return event_record(topic, CloudEvent(data=data, **{name: value for name, value in attributes.items() if name != "specversion"}))
+    if "specversion" not in attributes:
+        attributes = {"specversion": "1.0", **attributes}
+    return event_record(topic, CloudEvent.from_attributes(attributes, data))

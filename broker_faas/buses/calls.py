@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 from ..bus import Record
 from ..errors import FaasError
 
 
 class Call:
-    """One publish(): its outcome is its own, whatever happens to the others in its group."""
+    """One publish() to one stream: its outcome is its own, whatever happens to the others in its group. deadline: loop time."""
 
-    __slots__ = ("duplicates", "left", "outcome")
+    __slots__ = ("deadline", "duplicates", "left", "outcome")
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, deadline: float) -> None:
+        self.deadline = deadline
         self.left = count
         self.duplicates = 0
         self.outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -24,7 +27,7 @@ class Call:
         if not self.left and not self.outcome.done():
             self.outcome.set_result(self.duplicates)
 
-    def failed(self, error: FaasError) -> None:
+    def failed(self, error: Exception) -> None:
         if not self.outcome.done():
             self.outcome.set_exception(error)
 
@@ -34,16 +37,16 @@ class Call:
             self.outcome.exception()  # seen
 
 
-class Item:
-    """A record on its way, and the calls it belongs to: the first, and those that brought the same id again."""
+class Item(msgspec.Struct, gc=False, eq=False):
+    """A record on its way, and the calls it belongs to: the first, and those that brought the same id again.
 
-    __slots__ = ("calls", "record", "resent", "size")
+    resent: an earlier try got no answer, and a "duplicate" now means that one was stored.
+    """
 
-    def __init__(self, record: Record, call: Call) -> None:
-        self.record = record
-        self.size = len(record.subject) + len(record.headers) + len(record.data) + 128
-        self.calls = [call]
-        self.resent = False  # an earlier try got no answer: a "duplicate" now means that one was stored
+    record: Record
+    size: int
+    calls: list[Call]
+    resent: bool = False
 
     @property
     def wanted(self) -> bool:
@@ -54,12 +57,16 @@ class Item:
         return False
 
     def stored(self, duplicate: bool) -> None:
-        (first, *others), self.calls = self.calls, []
-        first.stored(duplicate and not self.resent)
-        for call in others:
+        calls, self.calls = self.calls, []
+        calls[0].stored(duplicate and not self.resent)
+        for call in calls[1:]:
             call.stored(True)
 
     def failed(self, error: FaasError) -> None:
         calls, self.calls = self.calls, []
         for call in calls:
             call.failed(error)
+
+
+def queued(record: Record, call: Call) -> Item:
+    return Item(record, len(record.subject) + len(record.headers) + len(record.data) + 128, [call])

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 
 from ..bus import Record
 from ..errors import BusError, BusRefused, BusUnavailable
-from .calls import Call, Item
+from .calls import Call, Item, queued
 from .connection import Connection
 from .records import FULL, LATER, NO_ATOMIC, frame, refusal, verdict
 from .replies import not_permitted
@@ -53,18 +53,21 @@ class Lane:
         self._nonce = secrets.token_hex(4)
         self._batches = 0
 
-    async def submit(self, records: Sequence[Record]) -> Call:
+    async def submit(self, records: Sequence[Record], call: Call) -> None:
         """Queued behind what was submitted before. Waits while the queue is full; await the call's outcome for the rest."""
-        items = [Item(record, call) for call in [Call(len(records))] for record in records]
-        size = sum(item.size for item in items)
-        async with self._turn:  # first come, first served
-            while self._queue and (len(self._queue) + len(items) > MAX_QUEUED or self._queued_bytes + size > MAX_QUEUED_BYTES):
-                self._room.clear()
-                await self._room.wait()
-            self._queue.extend(items)
-            self._queued_bytes += size
-            self._arrived.set()
-        return items[0].calls[0]
+        items = [queued(record, call) for record in records]
+        size = sum([item.size for item in items])
+        if self._turn.locked() or self._is_full(len(items), size):
+            async with asyncio.timeout_at(call.deadline), self._turn:  # first come, first served
+                while self._is_full(len(items), size):
+                    self._room.clear()
+                    await self._room.wait()
+        self._queue.extend(items)
+        self._queued_bytes += size
+        self._arrived.set()
+
+    def _is_full(self, count: int, size: int) -> bool:
+        return bool(self._queue) and (len(self._queue) + count > MAX_QUEUED or self._queued_bytes + size > MAX_QUEUED_BYTES)
 
     async def run(self) -> None:
         items: list[Item] = []

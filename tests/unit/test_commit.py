@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from broker_faas.bus import Record
-from broker_faas.buses.calls import Call, Item
+from broker_faas.buses.calls import Call, queued
 from broker_faas.buses.commit import MAX_WAVE, _waves
 
 
 def waves(*subjects: str) -> list[list[str]]:
-    items = [Item(Record(subject, f"{n}", b"", b""), Call(1)) for n, subject in enumerate(subjects)]
+    items = [queued(Record(subject, f"{n}", b"", b""), Call(1, 0.0)) for n, subject in enumerate(subjects)]
     return [[item.record.subject for item in wave] for wave in _waves(items)]
 
 

@@ -84,4 +84,4 @@ def skipped(call: int) -> Outcome:
 
 
 def _sending(call: int, sent: Iterable[Output]) -> Outcome:
-    return Outcome(call, OK, "", "", None, [(topic, dict(event.attributes), event.data) for topic, event in sent])
+    return Outcome(call, OK, "", "", None, [(topic, event.attributes.copy(), event.data) for topic, event in sent])
