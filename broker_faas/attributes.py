@@ -200,8 +200,7 @@ def plain_block(attributes: Mapping[str, Any]) -> bytes | None:
     What read_plain() would read is valid, so one match checks all of it.
     """
     try:
-        "".join(attributes.values())  # strings only
-        text = "".join([f"ce-{name}: {value}\r\n" for name, value in attributes.items()])
+        text = "ce-" + "\r\nce-".join([name + ": " + value for name, value in attributes.items()]) + "\r\n"  # TypeError if not strings
         match = _PLAIN.fullmatch(text)
         if match is None or text.count("\r") != len(attributes):  # a name may hold a line of its own
             return None

@@ -287,10 +287,10 @@ class Context:
             data=data,
             subject=subject,
             **{
-                "partitionkey": cause.partitionkey if key is None else key,
-                "correlationid": cause.get("correlationid", cause.id),
                 "causationid": cause.id,
+                "correlationid": cause.get("correlationid", cause.id),
                 "hops": next_hop(cause),
+                "partitionkey": cause.partitionkey if key is None else key,
                 **attributes,
             },
         )

@@ -18,6 +18,7 @@ from .feed import Feed, Held
 
 log = logging.getLogger(__name__)
 
+TOGETHER = 250  # events whose outputs are one publish
 HAND_BACK = 2.0  # seconds that a worker which stops at once takes to store what it hands back
 
 
@@ -65,14 +66,15 @@ class Settler:
         self._filled.set()
 
     async def run(self) -> None:
-        """For ever. What came together is one publish."""
+        """For ever. What came together is one publish, or a few: events are let go of while the next of them are being stored."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._try_again())
             while True:
                 await self._filled.wait()
                 self._filled.clear()
                 ready, self._outbox = self._outbox, []
-                await self._store([_unstored(*one) for one in ready])
+                for start in range(0, len(ready), TOGETHER):
+                    tasks.create_task(self._store([_unstored(*one) for one in ready[start : start + TOGETHER]]))
 
     async def hand_back(self, events: list[Held]) -> None:
         """Lets go of events that did not run, or not to their end, because this worker stops: without charging them an attempt.
