@@ -24,6 +24,7 @@ from .topics import check_topic
 LATEST = 253_402_300_799.0  # unix seconds: RFC 3339 has four digits for the year
 CHUNK = 1000  # records publish_many sends at once: one atomic batch
 CHUNK_BYTES = 4 << 20
+PAUSE = 100  # events made into records without letting others work
 
 Extension = str | int | bool | bytes | datetime | None
 
@@ -115,8 +116,8 @@ class Client:
         Raises EventError (this event can never be stored), BusUnavailable (after `patience` seconds; it may be stored or not: publish it
         again with the same id), BusFull, BusRefused.
         """
-        given = {"partitionkey": key, "id": id, "source": source, "type": type, "subject": subject, "time": time}
-        event = self._draft(topic, data, datacontenttype=datacontenttype, dataschema=dataschema, **given, **extensions)
+        given = {"id": id, "source": source, "type": type, "subject": subject, "time": time, "partitionkey": key, **extensions}
+        event = self._draft(topic, data, datacontenttype, dataschema, given)
         await self._bus.publish([self._record(topic, event, delay, at)])
         return event
 
@@ -127,14 +128,30 @@ class Client:
         stores none twice within 2 minutes. Raises as publish().
         """
         count = 0
-        for records in chunks(events, topic):
-            await self._bus.publish(records)
-            count += len(records)
+        storing: asyncio.Task[int] | None = None  # one chunk at a time, or order could be lost; the next one is made meanwhile
+        try:
+            for records in chunks(events, topic):
+                await asyncio.sleep(0)
+                if records:
+                    if storing:
+                        await storing
+                    storing = asyncio.create_task(self._bus.publish(records))
+                    count += len(records)
+            if storing:
+                await storing
+        except asyncio.CancelledError:
+            if storing:
+                storing.cancel()
+            raise
+        finally:
+            if storing:
+                await asyncio.gather(storing, return_exceptions=True)
         return count
 
-    def _draft(self, topic: str, data: Any, **attributes: Any) -> CloudEvent:
+    def _draft(self, topic: str, data: Any, datacontenttype: str | None, dataschema: str | None, attributes: dict[str, Any]) -> CloudEvent:
         """The event that publish() stores; attributes that are None are not given. The id is drawn here, once a publish."""
         check_topic(topic)
+        attributes |= {"datacontenttype": datacontenttype, "dataschema": dataschema}
         given = {name: value for name, value in attributes.items() if value is not None}
         if isinstance(data, CloudEvent):
             return data.replace(**given) if given else data
@@ -187,8 +204,8 @@ class SyncClient:
         **extensions: Extension,
     ) -> CloudEvent:
         """As Client.publish()."""
-        given = {"partitionkey": key, "id": id, "source": source, "type": type, "subject": subject, "time": time}
-        event = self._client._draft(topic, data, datacontenttype=datacontenttype, dataschema=dataschema, **given, **extensions)
+        given = {"id": id, "source": source, "type": type, "subject": subject, "time": time, "partitionkey": key, **extensions}
+        event = self._client._draft(topic, data, datacontenttype, dataschema, given)
         self._wait(self._client._bus.publish([self._client._record(topic, event, delay, at)]))
         return event
 
@@ -196,8 +213,9 @@ class SyncClient:
         """As Client.publish_many(). `events` is iterated in the calling thread: it may read a database."""
         count = 0
         for records in chunks(events, topic):
-            self._wait(self._client._bus.publish(records))
-            count += len(records)
+            if records:
+                self._wait(self._client._bus.publish(records))
+                count += len(records)
         return count
 
     async def _close(self) -> None:
@@ -261,7 +279,7 @@ def program_source() -> str:
 
 
 def chunks(events: Iterable[CloudEvent | tuple[str, CloudEvent]], topic: str | None) -> Iterator[list[Record]]:
-    """Records of as many events as one publish should carry."""
+    """Records of as many events as one publish should carry. In between, empty lists: a loop may have other work to do."""
     records: list[Record] = []
     size = 0
     for number, item in enumerate(events):
@@ -272,6 +290,8 @@ def chunks(events: Iterable[CloudEvent | tuple[str, CloudEvent]], topic: str | N
         if records and (len(records) == CHUNK or size + len(record.data) > CHUNK_BYTES):
             yield records
             records, size = [], 0
+        elif number % PAUSE == 0:
+            yield []
         records.append(record)
         size += len(record.data) + len(record.headers)
     if records:

@@ -10,16 +10,16 @@ from ..bus import Record
 from ..errors import FaasError
 
 
-class Call:
-    """One publish() to one stream: its outcome is its own, whatever happens to the others in its group. deadline: loop time."""
+class Call(msgspec.Struct, gc=False, eq=False):
+    """One publish() to one stream: its outcome is its own, whatever happens to the others in its group.
 
-    __slots__ = ("deadline", "duplicates", "left", "outcome")
+    left: records without an answer. deadline: loop time.
+    """
 
-    def __init__(self, count: int, deadline: float) -> None:
-        self.deadline = deadline
-        self.left = count
-        self.duplicates = 0
-        self.outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    left: int
+    deadline: float
+    outcome: asyncio.Future[int]
+    duplicates: int = 0
 
     def stored(self, duplicate: bool) -> None:
         self.left -= 1
@@ -38,35 +38,41 @@ class Call:
 
 
 class Item(msgspec.Struct, gc=False, eq=False):
-    """A record on its way, and the calls it belongs to: the first, and those that brought the same id again.
+    """A record on its way, the call it belongs to, and other calls that brought the same id again.
 
     resent: an earlier try got no answer, and a "duplicate" now means that one was stored.
     """
 
     record: Record
     size: int
-    calls: list[Call]
+    call: Call
+    others: list[Call] | None = None
     resent: bool = False
+    ended: bool = False
 
     @property
     def wanted(self) -> bool:
         """Neither stored nor refused yet, and somebody waits for it."""
-        for call in self.calls:  # noqa: SIM110 - any() takes three times as long
-            if not call.outcome.done():
-                return True
-        return False
+        if self.ended:
+            return False
+        return not self.call.outcome.done() or any(not call.outcome.done() for call in self.others or ())
+
+    def joined(self, other: Item) -> None:
+        self.others = [*(self.others or ()), other.call]
 
     def stored(self, duplicate: bool) -> None:
-        calls, self.calls = self.calls, []
-        calls[0].stored(duplicate and not self.resent)
-        for call in calls[1:]:
-            call.stored(True)
+        if not self.ended:
+            self.ended = True
+            self.call.stored(duplicate and not self.resent)
+            for call in self.others or ():
+                call.stored(True)
 
     def failed(self, error: FaasError) -> None:
-        calls, self.calls = self.calls, []
-        for call in calls:
-            call.failed(error)
+        if not self.ended:
+            self.ended = True
+            for call in (self.call, *(self.others or ())):
+                call.failed(error)
 
 
 def queued(record: Record, call: Call) -> Item:
-    return Item(record, len(record.subject) + len(record.headers) + len(record.data) + 128, [call])
+    return Item(record, len(record.subject) + len(record.headers) + len(record.data) + 128, call)

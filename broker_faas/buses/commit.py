@@ -48,6 +48,7 @@ class Lane:
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._crowd = 0  # publishes that wait for room
         self._looking = asyncio.Lock()
         self._atomic = True
         self._nonce = secrets.token_hex(4)
@@ -57,11 +58,15 @@ class Lane:
         """Queued behind what was submitted before. Waits while the queue is full; await the call's outcome for the rest."""
         items = [queued(record, call) for record in records]
         size = sum([item.size for item in items])
-        if self._turn.locked() or self._is_full(len(items), size):
-            async with asyncio.timeout_at(call.deadline), self._turn:  # first come, first served
-                while self._is_full(len(items), size):
-                    self._room.clear()
-                    await self._room.wait()
+        if self._crowd or self._is_full(len(items), size):
+            self._crowd += 1
+            try:
+                async with asyncio.timeout_at(call.deadline), self._turn:  # first come, first served
+                    while self._is_full(len(items), size):
+                        self._room.clear()
+                        await self._room.wait()
+            finally:
+                self._crowd -= 1
         self._queue.extend(items)
         self._queued_bytes += size
         self._arrived.set()
@@ -110,7 +115,7 @@ class Lane:
             if first is item:
                 size += item.size
             else:
-                first.calls += item.calls
+                first.joined(item)
         if not self._queue:
             self._arrived.clear()
         self._room.set()
@@ -152,7 +157,7 @@ class Lane:
         if code == 0:
             for item in items:
                 item.stored(False)
-        elif code in FULL and len({item.calls[0] for item in items}) == 1:
+        elif code in FULL and len({item.call for item in items}) == 1:
             for item in items:
                 item.failed(refusal(code, text, item.record, self.stream))
             return True

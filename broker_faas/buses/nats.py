@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -156,8 +156,8 @@ class JetStreamBus:
         by_lane: dict[str, list[Record]] = {}
         for record in records:
             by_lane.setdefault(self._checked(record), []).append(record)
-        if not output and by_lane:
-            await self._leave_room([*by_lane])
+        if not output:
+            await self._leave_room(by_lane)
         if self.closed.is_set():
             raise BusUnavailable(f"the bus is closed ({self.last_error})" if self.last_error else "the bus is closed")
         calls: list[Call] = []
@@ -179,7 +179,7 @@ class JetStreamBus:
     def _open(self, records: int) -> Call:
         """A call that fails with TimeoutError at its deadline. One timer for all: asyncio.timeout() would cost each 4 µs."""
         loop = asyncio.get_running_loop()
-        call = Call(records, loop.time() + self._patience)
+        call = Call(records, loop.time() + self._patience, loop.create_future())
         self._calls[call] = None
         if self._timer is None:
             self._timer = loop.call_at(call.deadline, self._expire)
@@ -218,10 +218,11 @@ class JetStreamBus:
             raise EventTooLarge(headers + data, limit)
         return stream
 
-    async def _leave_room(self, streams: list[str]) -> None:
+    async def _leave_room(self, streams: Collection[str]) -> None:
         """Lanes look at their stream while they publish; here once more before a refusal."""
         events, retries = self._lanes[EVENTS], self._lanes[RETRIES]
-        if EVENTS in streams and await self._beyond(events, events.max_bytes * SOURCES_STOP_AT):
+        limit = events.max_bytes * SOURCES_STOP_AT
+        if EVENTS in streams and 0 < limit < events.used and await self._beyond(events, limit):
             raise BusFull(
                 f"the bus holds {events.used:,} of {events.max_bytes:,} bytes; the last 15 % are kept for what functions send. "
                 "Try again when events are settled and freed (`faas lag` shows who is behind), or raise max_bytes"

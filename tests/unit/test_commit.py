@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from broker_faas.bus import Record
@@ -10,7 +12,10 @@ from broker_faas.buses.commit import MAX_WAVE, _waves
 
 
 def waves(*subjects: str) -> list[list[str]]:
-    items = [queued(Record(subject, f"{n}", b"", b""), Call(1, 0.0)) for n, subject in enumerate(subjects)]
+    items = [
+        queued(Record(subject, f"{n}", b"", b""), Call(1, 0.0, asyncio.get_running_loop().create_future()))
+        for n, subject in enumerate(subjects)
+    ]
     return [[item.record.subject for item in wave] for wave in _waves(items)]
 
 
