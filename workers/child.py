@@ -21,6 +21,7 @@ import msgspec
 from ..errors import ConfigError, ProtocolError
 from ..function import discover
 from ..invoke import Invocation, classify, prepare
+from ..service import new_event_loop
 from .frames import MAX_FRAME, VERSION, About, Failed, Hello, Ready, Setup, decode_for_executor, encode
 from .output import Output
 from .page import marks
@@ -122,7 +123,7 @@ def import_functions(module: str, known: Mapping[str, Invocation]) -> dict[str, 
 
 def warm_up() -> None:
     """What every executor does first, done once before the forks: 1 ms less for each."""
-    asyncio.new_event_loop().close()
+    new_event_loop().close()
     setup = Setup(VERSION, "", [], {}, 1, False, [])
     decode_for_executor(bytes(encode(Hello(setup))[4:]))
 
@@ -187,8 +188,8 @@ def _named(module: str) -> Iterator[None]:
 
 
 def _run_loop(main: Coroutine[Any, Any, None]) -> None:
-    """asyncio.run, but sys.exit() or a KeyboardInterrupt in a task of the user's does not end the loop."""
-    loop = asyncio.new_event_loop()
+    """asyncio.run, on uvloop where it is installed; but sys.exit() or a KeyboardInterrupt in a task of the user's does not end the loop."""
+    loop = new_event_loop()
     asyncio.set_event_loop(loop)
     task = loop.create_task(main)
     while not task.done():

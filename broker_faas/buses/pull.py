@@ -146,7 +146,8 @@ class PullSubscription:
         """Once an event. What one read of the socket brought becomes one batch."""
         if not reply:
             self._status(subject, headers, self._loop.time())
-            return self._soon()
+            self._soon()
+            return
         token = reply.decode()
         if self._stopped:
             self._connection.write(nak(token, 0.0).encode())
@@ -167,7 +168,8 @@ class PullSubscription:
 
     def _burst(self) -> float:
         """The first of what one read brought. When their leases end."""
-        self._soon()
+        self._due = True
+        self._connection.client.afterwards.append(self._turned)
         self._until = self._loop.time() + self._queue.ack_wait
         return self._until
 
@@ -184,6 +186,8 @@ class PullSubscription:
 
     def _turned(self) -> None:
         """The end of a turn of the loop: deliveries go to their reader; acks and requests leave in one write."""
+        if not self._due:
+            return
         self._due = False
         self._until = 0.0
         now = self._loop.time()

@@ -25,6 +25,7 @@ class WireClient(Client):
     def __init__(self) -> None:
         super().__init__()
         self.sinks: dict[int, Sink] = {}
+        self.afterwards: list[Callable[[], None]] = []  # to call once what this read brought has been handed to sinks
 
     def send(self, data: bytes) -> bool:
         """Straight to the socket, past nats-py's buffer and its limit; False while disconnected."""
@@ -75,7 +76,11 @@ class WireClient(Client):
 
         def feed(data: bytes) -> None:
             try:
-                cutter.feed(data)
+                try:
+                    cutter.feed(data)
+                finally:
+                    while self.afterwards:
+                        self.afterwards.pop()()
             except Exception as error:  # no NATS server wrote this: a new connection, instead of a guess where the next message begins
                 reader.feed_data = _drop  # type: ignore[method-assign,assignment]
                 reader.set_exception(NatsError(f"nats: not its protocol: {error!r}"))

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 def run(main: Coroutine[Any, Any, None]) -> None:
     """asyncio.run, on uvloop where it is installed (extra `uvloop`). Raises Failed for the ways to end that only processes have."""
     from ..errors import BusRefused
-    from ..service import Aborted, first
+    from ..service import Aborted, first, new_event_loop
     from ..workers.worker import Stuck
 
     # What is held is many objects and no cycles: looking through all of them every 700 new ones took a tenth of the time.
     gc.set_threshold(50_000, 20, 50)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(main)
     except BaseException as error:
         match first(error):
@@ -37,14 +37,6 @@ def run(main: Coroutine[Any, Any, None]) -> None:
             case BusRefused(code=10014) as gone:  # a queue it serves was deleted: the next process makes it anew
                 raise Failed(str(gone), INTERNAL) from None
         raise
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        return None
-    return new_event_loop
 
 
 def closed(bus: JetStreamBus) -> Service:

@@ -301,7 +301,7 @@ async def test_what_c_code_and_subprocesses_write_is_output_outside_of_a_call(ap
 async def test_output_becomes_log_records_with_function_and_event(app: Project, caplog: pytest.LogCaptureFixture) -> None:
     running = await app.start("prints_sync")
     call = Call(1, 0, "t", 2, b"ce-specversion: 1.0\r\nce-id: 42\r\n", b"")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "broker_faas"):
         log_output(running.executor, [Line(call, "stdout", "text"), Line(None, "error", "raw")])
     # Executors of other tests may still have something to say.
     pid = running.executor.pid
