@@ -21,6 +21,7 @@ from .executor import Call, Executor, Exit, Group, Outcome
 log = logging.getLogger(__name__)
 
 LOOKAHEAD = 0.05  # seconds of work an executor may have queued
+REFILL = 0.75  # of its window: an executor that holds more gets nothing yet, and then several calls in one frame
 SPREAD = 0.001  # seconds of work that stay together: one frame to one executor costs less than two, and nobody waits longer for it
 GROW_AFTER = 0.025  # seconds that calls wait before another executor is worth its fork (1.5 ms, 7 MB)
 MEASURE = 0.1  # seconds over which rates are taken, if calls are many
@@ -257,6 +258,8 @@ class Pool:
             evenly = -(-(len(waiting) + sum(executor.load[function] for executor in free)) // max(1, len(free)))
             share = max(evenly, int(self._rates[function] * SPREAD))
             for executor in free:
+                if executor.load[function] > max(self._overlap[function], window * REFILL):
+                    continue
                 batch = batches[executor]
                 room = min(window, share) - executor.load[function]
                 if self._recycle_events:

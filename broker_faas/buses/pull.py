@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 EXPIRES = 5.0  # seconds
 IN_A_ROW = 32  # events a request of a partition may bring, one after the other: fewer requests to send
+LINGER = 0.01  # seconds between two writes of acks, unless there are MANY of them or something else is to be written
+MANY = 100
 MAX_HELD = 16 << 20  # bytes unsettled above which no request is sent
 MAX_PULL = 4 << 20  # bytes one request may bring
 MAX_SUBJECTS = 1000  # remembered
@@ -61,6 +63,8 @@ class PullSubscription:
         self._dated: list[tuple[str, float]] = []  # those of partitions, with the end of their lease
         self._naks: list[str] = []  # frames
         self._renewed: list[Held] = []
+        self._acked = -math.inf  # when acks were last written
+        self._lingering = False
         self._due = False  # the end of this turn was asked for
         self._subjects: dict[bytes, str] = {}  # seen lately
         self._last = self._all[0]  # consumer that delivered last
@@ -201,6 +205,16 @@ class PullSubscription:
         self._write()
 
     def _write(self) -> None:
+        requests = self._requests_now()
+        now = self._loop.time()
+        if not (requests or self._dated or self._naks or self._renewed):
+            if self._acks and len(self._acks) < MANY and now < self._acked + LINGER and not self._stopped:
+                self._linger()
+                return
+            if not self._acks:
+                return
+        if self._acks:
+            self._acked = now
         acks, self._acks = self._acks, []
         dated, self._dated = self._dated, []
         naks, self._naks = self._naks, []
@@ -209,11 +223,9 @@ class PullSubscription:
         frames = ["PUB ", " 4\r\n+ACK\r\nPUB ".join(tokens), " 4\r\n+ACK\r\n"] if tokens else []
         frames += naks
         frames += [f"PUB {one.token} 4\r\n+WPI\r\n" for one in renewed]
-        frames += self._requests_now()
-        if not frames:
-            return
+        frames += requests
         if self._connection.write("".join(frames).encode()):
-            until = self._loop.time() + self._queue.ack_wait
+            until = now + self._queue.ack_wait
             for one in renewed:
                 del self._held[one.token]
                 one.until = until
@@ -221,6 +233,16 @@ class PullSubscription:
         else:  # a late ack still spares an event a second run; a late nak or renewal is of no use
             for token, end in [(token, math.inf) for token in acks] + dated:
                 self._connection.keep(f"PUB {token} 4\r\n+ACK\r\n".encode(), end)
+
+    def _linger(self) -> None:
+        """Acks that nothing waits for: with every ack synced to disk, a write of many costs the server no more than a write of one."""
+        if not self._lingering:
+            self._lingering = True
+            self._loop.call_at(self._acked + LINGER, self._lingered)
+
+    def _lingered(self) -> None:
+        self._lingering = False
+        self._soon()
 
     def _wake(self) -> None:
         if self._reader and not self._reader.done():

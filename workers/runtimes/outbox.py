@@ -6,7 +6,7 @@ from ...decide import REJECTED
 from ..frames import MAX_FRAME, Done, Log, Outcome, encode
 from ..output import Output
 
-LINGER_NS = 5_000_000  # an outcome never waits longer than this behind a call that takes its time
+LINGER_NS = 10_000_000  # an outcome never waits longer than this behind a call that takes its time
 FULL = 4 << 20  # bytes of outcomes that are sent without waiting for more
 MAX_SENT = MAX_FRAME // 4  # bytes of one call's outputs
 
