@@ -11,7 +11,7 @@ from . import report
 from .bench import Bench
 from .contenders import PEERS_OF
 
-MEASURES = ("drain", "steady", "latency", "publish", "shapes")
+MEASURES = ("drain", "steady", "latency", "publish", "shapes", "cold", "scale")
 
 
 def options(arguments: list[str]) -> tuple[tuple[str, ...], frozenset[str], int]:

@@ -108,6 +108,12 @@ class Bench:
             return
         self.ratios.append(Ratio(text, median(values), min(values), max(values), must, aim, higher))
 
+    def bound(self, text: str, measure: str, contender: str, must: float, aim: float) -> None:
+        """A value that has a limit by itself: less is better."""
+        [row] = [row for row in self.rows if (row.measure, row.contender) == (measure, contender)]
+        if values := [sample.value for sample in row.good]:
+            self.ratios.append(Ratio(text, median(values), min(values), max(values), must, aim, higher=False))
+
 
 def shown(value: float) -> str:
     if value >= 100:

@@ -45,7 +45,7 @@ def environment(url: str) -> dict[str, str]:
 
 def ours(module: str = "noop", events: int = 100_000, *, name: str = "ours", server: str = "nats", **environ: str) -> Contender:
     """`faas worker`, as shipped, on a project with one module of benchmarks/ours."""
-    passed = [PATH, "BENCH_MS"]
+    passed = [PATH, "BENCH_MS", "BENCH_FUNCTIONS"]
     project = f'project = "bench"\nmodules = ["{module}"]\n\n[worker]\npass_env = {passed!r}\n'
     return Contender(
         name,

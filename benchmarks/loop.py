@@ -33,13 +33,14 @@ KEYS = int(os.environ.get("BENCH_KEYS", "0"))
 PULL = max(2, min(1000, (4 << 20) // max(SIZE, 1000)))  # events one request asks for; two requests stand
 CHUNK = max(1, min(500, (4 << 20) // SIZE))
 PARTITIONS = 16
+INBOX = b"_L%d" % os.getpid()
 _PENDING = re.compile(rb"Nats-Pending-Messages: (\d+)")
 
 marks = here()
 
 
 class Nats(asyncio.Protocol):
-    """One connection; all that it is sent comes to inboxes `_L.…`: answers to whoever asked, the rest to events()."""
+    """One connection; all that it is sent comes to inboxes `INBOX.…`: answers to whoever asked, the rest to events()."""
 
     def __init__(self, user: str | None, password: str | None) -> None:
         self._login = {"verbose": False, "headers": True, "no_responders": True, "user": user, "pass": password}
@@ -52,7 +53,7 @@ class Nats(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self.write = self._transport.write
-        self.write(b"CONNECT %b\r\nSUB _L.> 1\r\n" % orjson.dumps(self._login))
+        self.write(b"CONNECT %b\r\nSUB %b.> 1\r\n" % (orjson.dumps(self._login), INBOX))
 
     def connection_lost(self, exc: Exception | None) -> None:
         os._exit(3)
@@ -99,7 +100,7 @@ class Nats(asyncio.Protocol):
 
     def asking(self, subject: bytes, data: bytes, headers: bytes = b"") -> tuple[bytes, asyncio.Future[bytes]]:
         """The bytes of a request, and its answer to come."""
-        inbox = b"_L.a.%d" % next(self._numbers)
+        inbox = b"%b.a.%d" % (INBOX, next(self._numbers))
         answer = self._answers[inbox] = asyncio.get_running_loop().create_future()
         return frame(subject, inbox, data, headers), answer
 
@@ -240,7 +241,7 @@ async def consumer(nats: Nats, name: str, filter: str, pending: int) -> None:
 
 def pull(name: str, batch: int) -> bytes:
     body = b'{"batch":%d,"expires":300000000000}' % batch
-    return b"PUB $JS.API.CONSUMER.MSG.NEXT.LOOP.%b _L.e %d\r\n%b\r\n" % (name.encode(), len(body), body)
+    return b"PUB $JS.API.CONSUMER.MSG.NEXT.LOOP.%b %b.e %d\r\n%b\r\n" % (name.encode(), INBOX, len(body), body)
 
 
 async def main(how: str, *arguments: str) -> None:

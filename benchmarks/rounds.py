@@ -42,6 +42,13 @@ class Stage:
         some = {"BENCH_NUMBERS": "{}-{}".format(*numbers)} if numbers else {}
         await procs.finished([*self.contender.publish, how, *arguments], self.environ | some, self.log)
 
+    async def publish_together(self, publishers: int) -> None:
+        """All events, by several processes."""
+        share = -(-self.marks.total // publishers)
+        async with asyncio.TaskGroup() as tasks:
+            for start in range(0, self.marks.total, share):
+                tasks.create_task(self.publish(numbers=(start, min(start + share, self.marks.total))))
+
     @property
     def problem(self) -> str:
         repeated = self.marks.repeated()
@@ -60,6 +67,14 @@ class Stage:
         async with self.working() as pid:
             await self.until_done(1)
             yield pid
+
+    async def until_said(self, word: str) -> None:
+        """Until the worker, or whoever else writes to this log, has said it."""
+        async with asyncio.timeout(STALLED):
+            while True:
+                if word in self.log.read_text(errors="replace"):
+                    return
+                await asyncio.sleep(0.01)
 
     async def until_done(self, wanted: int | None = None) -> None:
         """Until every event ran. Raises Failed if nothing moves for STALLED seconds."""

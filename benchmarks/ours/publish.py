@@ -12,15 +12,19 @@ from benchmarks.marks import Marks, here, payload
 from broker_faas import CloudEvent, connect
 from broker_faas.client import Client
 
-TOPIC = os.environ.get("BENCH_TOPIC", "bench")
+FUNCTIONS = int(os.environ.get("BENCH_FUNCTIONS", "0"))  # each has a topic of its own; 0: there is one
 SIZE = int(os.environ.get("BENCH_SIZE", "200"))
 KEYS = int(os.environ.get("BENCH_KEYS", "0"))  # events have one of so many keys; 0: none
 
 
-def events(marks: Marks) -> Iterator[CloudEvent]:
+def topic_of(number: int) -> str:
+    return f"bench.{number % FUNCTIONS}" if FUNCTIONS else "bench"
+
+
+def events(marks: Marks) -> Iterator[tuple[str, CloudEvent]]:
     for number in marks.numbers():
         key = f"key-{number % KEYS}" if KEYS else None
-        yield CloudEvent(type="bench", source="/bench", id=str(number), partitionkey=key, data=payload(number, SIZE))
+        yield topic_of(number), CloudEvent(type="bench", source="/bench", id=str(number), partitionkey=key, data=payload(number, SIZE))
         marks.send(number)
 
 
@@ -31,7 +35,7 @@ async def paced(client: Client, marks: Marks, rate: float) -> None:
         for turn, number in enumerate(marks.numbers()):
             await asyncio.sleep(max(0.0, started + turn / rate - monotonic()))
             marks.send(number)
-            publishes.create_task(client.publish(TOPIC, payload(number, SIZE), id=str(number)))
+            publishes.create_task(client.publish(topic_of(number), payload(number, SIZE), id=str(number)))
 
 
 async def main(how: str, *arguments: str) -> None:
@@ -40,7 +44,7 @@ async def main(how: str, *arguments: str) -> None:
         if how == "paced":
             await paced(client, marks, float(arguments[0]))
         else:
-            await client.publish_many(events(marks), TOPIC)
+            await client.publish_many(events(marks))
 
 
 asyncio.run(main(*sys.argv[1:]))
