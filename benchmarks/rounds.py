@@ -18,7 +18,7 @@ from .contenders import Contender
 from .marks import Marks
 from .servers import Server
 
-STALLED = 30.0  # seconds without progress after which a round is over
+STALLED = 15.0  # seconds without progress after which a round is over
 
 
 @dataclass

@@ -319,8 +319,9 @@ class Executor(asyncio.Protocol):
     def _send_calls(self, calls: Sequence[Call]) -> None:
         if self._transport.is_closing():
             return
+        room = sum([len(call.headers) + len(call.data) for call in calls]) + 300 * len(calls)
         try:
-            frame = encode(Run([(call.id, call.function, call.topic, call.attempt, call.headers, call.data) for call in calls]))
+            frame = encode(Run([(call.id, call.function, call.topic, call.attempt, call.headers, call.data) for call in calls]), room)
         except ProtocolError:  # too much for one frame
             self._send_calls(calls[: len(calls) // 2])
             self._send_calls(calls[len(calls) // 2 :])

@@ -5,6 +5,7 @@ docs/reference/executor-protocol.md is the description; tests/unit/test_executor
 
 from __future__ import annotations
 
+import socket
 from typing import NamedTuple
 
 import msgspec
@@ -14,6 +15,8 @@ from ..function import Spec
 
 VERSION = 1
 MAX_FRAME = 32 << 20  # bytes of one frame's body
+ROOM = 1 << 18  # bytes an executor reads at once
+KEPT = 4 << 20  # bytes of its buffer between frames, at most
 SLOT = 16  # bytes of one slot of the shared page: u64 call id, u64 started (CLOCK_MONOTONIC, ns), in the machine's byte order
 SLOTS = 1024  # slots of the page: the most calls that one executor overlaps
 
@@ -102,9 +105,9 @@ _to_executor: msgspec.msgpack.Decoder[ToExecutor] = msgspec.msgpack.Decoder(ToEx
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 
 
-def encode(frame: ToExecutor | ToWorker) -> bytearray:
-    """Length and body. ProtocolError if the body is larger than MAX_FRAME."""
-    raw = bytearray(64)
+def encode(frame: ToExecutor | ToWorker, room: int = 60) -> bytearray:
+    """Length and body. room: bytes that the body may need: growing means copying. ProtocolError if it is larger than MAX_FRAME."""
+    raw = bytearray(4 + room)
     _encode_into(frame, raw, 4)
     size = len(raw) - 4
     if size > MAX_FRAME:
@@ -163,3 +166,50 @@ class Splitter:
         if start < end:
             self._parts = [bytes(view[start:])]
         return bodies
+
+
+class Inbox:
+    """Frame bodies out of a socket, for the executor's side: read where they will be decoded, so that a large event is copied once less."""
+
+    def __init__(self, limit: int = MAX_FRAME) -> None:
+        self._limit = limit
+        self._view = memoryview(bytearray(ROOM))
+        self._start = 0  # of what was not returned yet
+        self._end = 0
+
+    def receive(self, sock: socket.socket) -> list[memoryview] | None:
+        """Reads once: the bodies that are whole now, valid until the next call. None: the other side has closed.
+
+        Raises BlockingIOError, and ProtocolError as soon as a length is beyond the limit.
+        """
+        self._make_room()
+        size = sock.recv_into(self._view[self._end :])
+        if not size:
+            return None
+        self._end += size
+        bodies = []
+        while (size := self._announced()) and self._start + size <= self._end:
+            bodies.append(self._view[self._start + 4 : self._start + size])
+            self._start += size
+        return bodies
+
+    def _announced(self) -> int:
+        """Bytes of the frame that begins at `_start`, its length included; 0: not known yet."""
+        if self._end - self._start < 4:
+            return 0
+        size = int.from_bytes(self._view[self._start : self._start + 4], "big")
+        if size > self._limit:
+            raise ProtocolError(f"a frame announces {size:,} bytes; the limit is {self._limit:,}")
+        return 4 + size
+
+    def _make_room(self) -> None:
+        """For the rest of the frame that is not whole, at the front; a buffer that was made for a very large one does not stay."""
+        rest = self._view[self._start : self._end]
+        wanted = max(ROOM, self._announced())
+        if wanted > len(self._view) or len(self._view) > KEPT >= wanted:
+            view = memoryview(bytearray(wanted))
+            view[: len(rest)] = rest
+            self._view = view
+        elif self._start:
+            self._view[: len(rest)] = bytes(rest)
+        self._start, self._end = 0, len(rest)

@@ -18,6 +18,7 @@ from ..servers import Server
 
 SETTLED, UNSETTLED = 1_000_000, 100_000
 PUBLISHERS = 2
+EVENTS = 100_000  # over all functions
 
 
 async def run(bench: Bench) -> None:
@@ -35,9 +36,26 @@ async def run(bench: Bench) -> None:
 
 
 async def _cost(functions: int) -> Sample:
-    """CPU of worker and server."""
-    drained = await rounds.drain(ours("many", 100_000, BENCH_FUNCTIONS=str(functions)))
-    return replace(drained, value=(drained.client_us or 0) + (drained.server_us or 0))
+    """CPU of worker and server, from the first tenth of the events on. Queues are made once, before that."""
+    async with rounds.stage(ours("many", EVENTS, BENCH_FUNCTIONS=str(functions)), EVENTS) as on:
+        async with on.working():
+            await on.until_said("worker ready")
+        await on.publish()
+        async with on.working() as worker:
+            await on.until_done(EVENTS // 10)
+            before, began = _cpu(worker, on.server), on.marks.done()
+            await on.until_done()
+            client, server = _each(before, _cpu(worker, on.server), on.marks.done() - began)
+        return Sample(client + server, client, server, on.server.durability, on.problem)
+
+
+def _cpu(worker: int, server: Server) -> tuple[float, float]:
+    return procs.cpu([worker]), procs.cpu([server.pid])
+
+
+def _each(before: tuple[float, float], after: tuple[float, float], events: int) -> tuple[float, float]:
+    """µs an event."""
+    return (after[0] - before[0]) / events * 1e6, (after[1] - before[1]) / events * 1e6
 
 
 async def _small() -> Sample:
@@ -56,10 +74,9 @@ async def _large(recoveries: list[Sample]) -> Sample:
         await on.publish_together(PUBLISHERS)
         async with on.working() as worker:
             await on.until_done(1)
-            before, began = (procs.cpu([worker]), procs.cpu([first.pid])), on.marks.done()
+            before, began = _cpu(worker, on.server), on.marks.done()
             await on.until_done(SETTLED)
-            ran = on.marks.done() - began
-            client, server = ((after - before[i]) / ran * 1e6 for i, after in enumerate((procs.cpu([worker]), procs.cpu([first.pid]))))
+            client, server = _each(before, _cpu(worker, on.server), on.marks.done() - began)
             os.kill(first.pid, signal.SIGKILL)
             await first.exited()
             done = on.marks.done()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_faas.errors import ProtocolError
 from broker_faas.workers.frames import (
+    KEPT,
     MAX_FRAME,
+    ROOM,
     About,
     Done,
     Drain,
     Failed,
+    Inbox,
     Log,
     Outcome,
     Ready,
@@ -55,6 +60,35 @@ def test_frames_come_out_whole_however_the_stream_is_cut(bodies: list[bytes], wi
 def test_a_length_beyond_the_limit_is_refused_before_its_bytes_come() -> None:
     with pytest.raises(ProtocolError, match="announces 33,554,433 bytes; the limit is 33,554,432"):
         Splitter().feed((MAX_FRAME + 1).to_bytes(4, "big"))
+
+
+@given(st.lists(st.tuples(st.sampled_from([0, 1, 40, ROOM - 4, ROOM, 3 * ROOM, KEPT + 1]), st.integers(0, 255)), max_size=6), st.data())
+@settings(max_examples=60, deadline=None)
+def test_an_inbox_reads_frames_of_any_size_however_the_stream_is_cut(frames: list[tuple[int, int]], data: st.DataObject) -> None:
+    bodies = [bytes([fill]) * size for size, fill in frames]
+    stream = memoryview(b"".join(len(body).to_bytes(4, "big") + body for body in bodies))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        inbox, found = Inbox(), []
+        while stream:
+            width = data.draw(st.sampled_from([1, 3, 5, 1000, ROOM])) if len(stream) < 100 else ROOM
+            sent = theirs.send(stream[:width])
+            stream = stream[sent:]
+            found += [bytes(body) for body in inbox.receive(ours) or []]
+        theirs.close()
+        while (more := inbox.receive(ours)) is not None:
+            found += [bytes(body) for body in more]
+
+    assert found == bodies
+
+
+def test_an_inbox_refuses_a_length_beyond_the_limit_before_its_bytes_come() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.send((MAX_FRAME + 1).to_bytes(4, "big"))
+        with pytest.raises(ProtocolError, match="announces 33,554,433 bytes"):
+            Inbox().receive(ours)
 
 
 def test_a_frame_that_is_too_large_is_not_sent() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import inf
 from time import monotonic, monotonic_ns
 
-from ..frames import Drain, Outcome, Run, RunCall, Splitter, decode_for_executor
+from ..frames import Drain, Inbox, Outcome, Run, RunCall, decode_for_executor
 from ..output import Output, Slot, current
 from .outbox import LINGER_NS, Outbox
 from .python import Callee, skipped
@@ -43,10 +43,9 @@ class Blocking:
         self._output.soon = lambda: self._alarm_by(monotonic() + _LINGER)
         self._output.now = self._flush
         signal.signal(signal.SIGALRM, self._alarm)
-        splitter = Splitter()
-        buffer = memoryview(bytearray(1 << 18))  # recv() would map and unmap as much each time
-        while size := self._sock.recv_into(buffer):
-            for body in splitter.feed(buffer[:size]):
+        inbox = Inbox()
+        while (bodies := inbox.receive(self._sock)) is not None:
+            for body in bodies:
                 match decode_for_executor(body):
                     case Run(calls):
                         for call in calls:

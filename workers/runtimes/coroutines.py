@@ -12,7 +12,7 @@ from contextvars import Context, copy_context
 from math import inf
 from time import monotonic, monotonic_ns
 
-from ..frames import Drain, Outcome, Run, RunCall, Splitter, decode_for_executor
+from ..frames import Drain, Inbox, Outcome, Run, RunCall, decode_for_executor
 from ..output import Output, Slot, current
 from .outbox import LINGER_NS, Outbox
 from .python import Callee, skipped
@@ -44,8 +44,7 @@ class Coroutines:
         self._limit = slots
         self._output = output
         self._outbox = Outbox(output)
-        self._splitter = Splitter()
-        self._buffer = memoryview(bytearray(1 << 18))  # recv() would map and unmap as much each time
+        self._inbox = Inbox()
         self._unsent = bytearray()
         self._blocked = False  # the worker takes nothing for now
         self._todo: deque[RunCall] = deque()
@@ -188,19 +187,18 @@ class Coroutines:
 
     def _readable(self) -> None:
         try:
-            size = self._sock.recv_into(self._buffer)
-        except BlockingIOError:
-            return
-        if not size:
-            os._exit(70)  # the worker is gone, and nobody is left to tell
-        try:
-            for body in self._splitter.feed(self._buffer[:size]):
+            bodies = self._inbox.receive(self._sock)
+            if bodies is None:
+                os._exit(70)  # the worker is gone, and nobody is left to tell
+            for body in bodies:
                 match decode_for_executor(body):
                     case Run(calls):
                         self._todo.extend(calls)
                     case Drain():
                         self._draining = True
                         self._flush_soon()
+        except BlockingIOError:
+            return
         except Exception as error:
             self._ended.set_exception(error)
             return
