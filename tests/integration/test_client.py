@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,30 @@ async def test_publish_many_keeps_the_order(bus_url: str) -> None:
 
     assert (count, pairs) == (2500, 1)
     assert [event.id for event in events(await stored(bus_url, 2501))] == [*map(str, range(2500)), "0"]
+
+
+async def test_an_event_that_cannot_be_stored_leaves_the_chunks_before_it_stored(bus_url: str) -> None:
+    numbered = [CloudEvent(type="t", source="/s", id=str(number)) for number in range(2500)]
+    wrong = CloudEvent(type="t", source="/s", id="wrong", data=b"x" * (MAX_DATA + 1))
+    async with connect(bus_url) as bus:
+        with pytest.raises(EventTooLarge):
+            await bus.publish_many([*numbered[:2100], wrong, *numbered[2100:]], topic="many.x")
+
+    assert [event.id for event in events(await stored(bus_url, 2000))] == [*map(str, range(2000))]
+
+
+async def test_publish_many_that_is_cancelled_ends_at_once_and_leaves_the_client_usable(bus_url: str) -> None:
+    def endless() -> Iterator[CloudEvent]:
+        for number in count():
+            yield CloudEvent(type="t", source="/s", id=str(number))
+
+    async with connect(bus_url) as bus:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await bus.publish_many(endless(), topic="many.x")
+        last = await bus.publish("other.x", 1)
+
+    assert events(await stored(bus_url, 1, Queue("others", ("other.x",), start="first"))) == [last]
 
 
 async def test_a_delayed_publish_comes_due(bus_url: str) -> None:

@@ -270,6 +270,24 @@ async def test_what_became_of_an_ordered_event_is_not_said_from_the_moment_its_l
         assert [] == [write for write in writes if b"PUB $JS.ACK" in write]
 
 
+async def test_acks_that_nothing_waits_for_leave_together(bus_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with NatsBus(bus_url).open() as bus:
+        async with bus.subscribe(QUEUE, 1000) as subscription:
+            await bus.publish([record(n) for n in range(60)])
+            held = await take(subscription, 60)
+            writes = noted_writes(bus, monkeypatch)
+            for one in held[:50]:
+                subscription.settle([one])
+                await turned()
+            await eventually(lambda: b"".join(writes).count(b"+ACK") == 50)
+            acks = [write for write in writes if b"+ACK" in write]
+            subscription.settle(held[50:])
+        lag = await bus.lag(QUEUE)
+
+    assert len(acks) < 25, "one at once, and the others when the time is up or a request leaves anyway"
+    assert lag.total == 0, "what waits when the subscription ends is written"
+
+
 async def test_a_late_ack_of_an_event_without_order_still_spares_it_another_run(bus_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = Queue("shop--reserve", ("orders.created",), start="first", ack_wait=0.5)
     async with NatsBus(bus_url).open() as bus, bus.subscribe(queue, 1) as subscription:

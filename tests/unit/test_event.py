@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_faas.attributes import checked, read_fields, read_plain
+from broker_faas import attributes
+from broker_faas.attributes import checked, plain_block, read_fields, read_plain
 from broker_faas.errors import EventInvalid
 from broker_faas.event import CloudEvent
 from tests.strategies import contents, events, strings
@@ -451,6 +452,30 @@ def test_the_fast_reader_and_the_careful_one_agree(made: CloudEvent) -> None:
 
     assert checked(read_fields(fields)) == made.attributes
     assert fast is None or fast == made.attributes
+
+
+NOISE = st.text('ceCE-:idsourtpv12.0T/Z \r\n%"é', max_size=30)
+NAMES = st.sampled_from([*attributes.CORE, "data", "hops"]) | NOISE
+VALUES = NOISE | st.sampled_from(["1.0", "/s", "a", "2026-02-30T00:00:00Z"])
+
+
+@given(st.dictionaries(NAMES, VALUES))
+def test_attributes_checked_in_one_look_are_those_that_are_checked_one_by_one(given_: dict[str, str]) -> None:
+    given_ = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t"} | given_
+    block = plain_block(given_)
+    if block is not None:
+        assert checked(given_) == given_
+        assert CloudEvent.from_headers(block, b"").attributes == given_
+        assert block == CloudEvent.of(given_, None).headers()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"x: 1\r\nce-y": "2"}, {"x": "1\r\nce-y: 2"}, {"id": 1}, {"id": ""}, {"time": "2026-02-30T00:00:00Z"}, {"X": "1"}, {"data": "1"}],
+)
+def test_what_an_executor_sends_is_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(EventInvalid):
+        CloudEvent.from_attributes({"specversion": "1.0", "id": "1", "source": "/s", "type": "t"} | wrong, None)
 
 
 @given(st.text('ceCE-:idsourtpv12.0T/Z \r\n%"', max_size=200), st.booleans())

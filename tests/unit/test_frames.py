@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -62,8 +63,8 @@ def test_a_length_beyond_the_limit_is_refused_before_its_bytes_come() -> None:
         Splitter().feed((MAX_FRAME + 1).to_bytes(4, "big"))
 
 
-@given(st.lists(st.tuples(st.sampled_from([0, 1, 40, ROOM - 4, ROOM, 3 * ROOM, KEPT + 1]), st.integers(0, 255)), max_size=6), st.data())
-@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([0, 1, 40, ROOM - 4, ROOM, 3 * ROOM, KEPT + 1]), st.integers(0, 255)), max_size=4), st.data())
+@settings(max_examples=25, deadline=None)
 def test_an_inbox_reads_frames_of_any_size_however_the_stream_is_cut(frames: list[tuple[int, int]], data: st.DataObject) -> None:
     bodies = [bytes([fill]) * size for size, fill in frames]
     stream = memoryview(b"".join(len(body).to_bytes(4, "big") + body for body in bodies))
@@ -73,8 +74,8 @@ def test_an_inbox_reads_frames_of_any_size_however_the_stream_is_cut(frames: lis
         inbox, found = Inbox(), []
         while stream:
             width = data.draw(st.sampled_from([1, 3, 5, 1000, ROOM])) if len(stream) < 100 else ROOM
-            sent = theirs.send(stream[:width])
-            stream = stream[sent:]
+            with suppress(BlockingIOError):  # what was sent before is read first
+                stream = stream[theirs.send(stream[:width]) :]
             found += [bytes(body) for body in inbox.receive(ours) or []]
         theirs.close()
         while (more := inbox.receive(ours)) is not None:
