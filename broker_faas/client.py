@@ -222,7 +222,7 @@ class SyncClient:
         """On the loop: refuse what comes from now on, and wait for what is under way."""
         with self._handing_over:
             self._closed = True
-        await asyncio.gather(*map(asyncio.wrap_future, self._under_way), return_exceptions=True)
+        await asyncio.gather(*map(asyncio.wrap_future, [*self._under_way]), return_exceptions=True)  # threads take theirs away
 
     def _wait(self, work: Coroutine[Any, Any, int]) -> None:
         try:

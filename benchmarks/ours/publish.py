@@ -11,6 +11,7 @@ from time import monotonic
 from benchmarks.marks import Marks, here, payload
 from broker_faas import CloudEvent, connect
 from broker_faas.client import Client
+from broker_faas.service import new_event_loop
 
 FUNCTIONS = int(os.environ.get("BENCH_FUNCTIONS", "0"))  # each has a topic of its own; 0: there is one
 SIZE = int(os.environ.get("BENCH_SIZE", "200"))
@@ -47,4 +48,5 @@ async def main(how: str, *arguments: str) -> None:
             await client.publish_many(events(marks))
 
 
-asyncio.run(main(*sys.argv[1:]))
+with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    runner.run(main(*sys.argv[1:]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from time import monotonic, sleep
 from typing import Any
@@ -47,7 +48,8 @@ async def concurrent(app: Any, rate: float) -> None:
 def main(name: str, how: str, rate: str = "0") -> None:
     app = import_module(name)
     if iscoroutinefunction(app.send):
-        asyncio.run(concurrent(app, float(rate)))
+        run = import_module("uvloop" if find_spec("uvloop") else "asyncio").run  # as everybody's programs here
+        run(concurrent(app, float(rate)))
     else:
         blocking(app, float(rate))
 
