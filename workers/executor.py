@@ -132,13 +132,14 @@ class Executor(asyncio.Protocol):
         if not self.inflight:
             self.moved = monotonic()
         self.inflight.update({call.id: call for call in calls})
-        self.inflight_bytes += sum([len(call.headers) + len(call.data) for call in calls])
+        size = sum([len(call.headers) + len(call.data) for call in calls])
+        self.inflight_bytes += size
         if len(self.load) == 1:
             self.load[0] += len(calls)
         else:
             for call in calls:
                 self.load[call.function] += 1
-        self._send_calls(calls)
+        self._send_calls(calls, size)
 
     def running(self) -> dict[int, float]:
         """The calls it is in, and since when: seconds of time.monotonic()."""
@@ -316,15 +317,15 @@ class Executor(asyncio.Protocol):
                 self.events += answered
                 self._listener.outcomes(self, done, pairs)
 
-    def _send_calls(self, calls: Sequence[Call]) -> None:
+    def _send_calls(self, calls: Sequence[Call], size: int) -> None:
         if self._transport.is_closing():
             return
-        room = sum([len(call.headers) + len(call.data) for call in calls]) + 300 * len(calls)
+        room = size + 300 * len(calls)
         try:
             frame = encode(Run([(call.id, call.function, call.topic, call.attempt, call.headers, call.data) for call in calls]), room)
         except ProtocolError:  # too much for one frame
-            self._send_calls(calls[: len(calls) // 2])
-            self._send_calls(calls[len(calls) // 2 :])
+            self._send_calls(calls[: len(calls) // 2], size // 2)
+            self._send_calls(calls[len(calls) // 2 :], size // 2)
         else:
             self._transport.write(frame)
 

@@ -14,7 +14,7 @@ from .dispatch import Pool
 from .executor import Call
 
 HORIZON = 0.5  # seconds of work held ahead of the executors: hides the bus's round trip, hoards nothing
-MAX_PREFETCH = 4000
+MAX_PREFETCH = 8000
 MAX_TOPICS = 1_000
 MAX_CRASHED = 10_000  # events remembered as having crashed an executor
 

@@ -69,7 +69,7 @@ def test_events_that_come_again_and_are_not_held_here_run() -> None:
 
 @pytest.mark.parametrize(
     ("ended", "seconds", "prefetch"),
-    [(0, 10.0, 5), (1, 1.0, 5), (40, 1.0, 25), (1000, 1.0, 505), (10_000, 0.1, 4000)],
+    [(0, 10.0, 5), (1, 1.0, 5), (40, 1.0, 25), (1000, 1.0, 505), (10_000, 0.1, 8000)],
 )
 def test_as_much_is_asked_for_as_can_run_at_once_and_half_a_second_of_work(ended: int, seconds: float, prefetch: int) -> None:
     feed = Feed(spec(concurrency=4), Queue("p--f", ("a",)), cast(Pool, SimpleNamespace(size=1, sick=False, executors=[])), 0)

@@ -77,7 +77,8 @@ class Blocking:
                 if wanted < self._alarm_at:
                     self._alarm_by(wanted)
                 if entered := callee.enter(call, deadline):
-                    outcome = callee.leave(call, callee.handler(*callee.arguments(*entered)), *entered)
+                    arguments, event, ctx = entered
+                    outcome = callee.leave(call, callee.handler(*arguments), event, ctx)
                 else:
                     outcome = skipped(slot.call)
             finally:

@@ -8,13 +8,13 @@ import socket
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from math import inf
 from time import monotonic, monotonic_ns
 
 from ..frames import Drain, Inbox, Outcome, Run, RunCall, decode_for_executor
 from ..output import Output, Slot, current
-from .outbox import LINGER_NS, Outbox
+from .outbox import LINGER_NS, MANY, Outbox
 from .python import Callee, skipped
 
 
@@ -94,14 +94,18 @@ class Coroutines:
                 if todo and not self._coming:
                     self._ready()
                 now = monotonic_ns()
-                if self._flushing and now - self._burst > LINGER_NS:
+                if self._flushing and (now - self._burst > LINGER_NS or len(self._outbox.ok) > MANY):
                     self._flush()
                     await asyncio.sleep(0)  # calls that never suspend are many: let the others and their timers go on
                     now = monotonic_ns()
                 await self._run(slot, callee, call, now)
                 if slot.task.cancelling():
                     await _forget_cancellation(slot.task)
-                if _changed(pristine):  # the handler set a context variable: the next call must not see it
+                try:
+                    changed = copy_context() != pristine  # 0.1 µs: the same tree, unless something was set
+                except Exception:  # values of the user's own, whose == may do anything
+                    changed = True
+                if changed:  # the handler set a context variable: the next call must not see it
                     return self._start(slot)
             wake = self._loop.create_future()
             self._idle.append(wake)
@@ -120,8 +124,9 @@ class Coroutines:
         outcome: Outcome | None
         try:
             if entered := callee.enter(call, deadline):
-                result = await callee.handler(*callee.arguments(*entered))
-                outcome = callee.leave(call, result, *entered)
+                arguments, event, ctx = entered
+                result = await callee.handler(*arguments)
+                outcome = None if result is ctx is None else callee.leave(call, result, event, ctx)
             else:
                 outcome = skipped(id)
             if slot.overdue:
@@ -236,13 +241,6 @@ class Coroutines:
             if self._blocked:
                 self._blocked = False
                 self._loop.remove_writer(self._sock)
-
-
-def _changed(pristine: Context) -> bool:
-    try:
-        return copy_context() != pristine  # 0.1 µs: the same tree, unless something was set
-    except Exception:  # values of the user's own, whose == may do anything
-        return True
 
 
 async def _forget_cancellation(task: asyncio.Task[None]) -> None:

@@ -7,7 +7,8 @@ from ..frames import MAX_FRAME, Done, Log, Outcome, encode
 from ..output import Output
 
 LINGER_NS = 10_000_000  # an outcome never waits longer than this behind a call that takes its time
-FULL = 4 << 20  # bytes of outcomes that are sent without waiting for more
+FULL = 4 << 20  # bytes of outcomes that are sent without waiting for more, and
+MANY = 250  # calls that succeeded: the worker makes room for new ones
 MAX_SENT = MAX_FRAME // 4  # bytes of one call's outputs
 
 
@@ -24,7 +25,7 @@ class Outbox:
 
     @property
     def full(self) -> bool:
-        return self._size > FULL
+        return self._size > FULL or len(self.ok) > MANY
 
     def other(self, outcome: Outcome) -> None:
         size = sum(_size(*output) for output in outcome.outputs)

@@ -21,10 +21,10 @@ class Callee:
     """
 
     __slots__ = (
+        "_arguments",
         "_project",
         "_wants_ctx",
         "_where",
-        "arguments",
         "concurrency",
         "function",
         "handler",
@@ -37,7 +37,7 @@ class Callee:
     def __init__(self, spec: Spec, invocation: Invocation, project: str) -> None:
         self.function = invocation.function
         self.handler = invocation.handler
-        self.arguments = invocation.arguments
+        self._arguments = invocation.arguments
         self.name = spec.name
         self.timeout = spec.timeout
         self.concurrency = spec.concurrency
@@ -47,12 +47,16 @@ class Callee:
         self.running = 0
         self.parked: deque[RunCall] = deque()
 
-    def enter(self, call: RunCall, deadline: float) -> tuple[CloudEvent, Context | None] | None:
-        """None if the function's filter says no. A context only for a handler that takes one: 0.7 µs. Raises EventInvalid."""
+    def enter(self, call: RunCall, deadline: float) -> tuple[tuple[Any, ...], CloudEvent, Context | None] | None:
+        """The handler's arguments, and what leave() wants; None if the function's filter says no. Raises EventInvalid.
+
+        A context is made only for a handler that takes one: 0.4 µs.
+        """
         event = CloudEvent.from_headers(call[4], call[5])
         if self._where is not None and not self._where.matches(event):
             return None
-        return event, self._context(event, call, deadline) if self._wants_ctx else None
+        ctx = self._context(event, call, deadline) if self._wants_ctx else None
+        return self._arguments(event, ctx), event, ctx
 
     def leave(self, call: RunCall, result: Any, event: CloudEvent, ctx: Context | None) -> Outcome | None:
         """None: succeeded and sends nothing. Raises Reject if what it returned cannot be sent."""
