@@ -148,14 +148,15 @@ class PullSubscription:
 
     def _arrived(self, subject: bytes, reply: bytes, headers: bytes, data: bytes) -> None:
         """Once an event. What one read of the socket brought becomes one batch."""
+        if self._stopped:
+            if reply:
+                self._connection.write(nak(reply.decode(), 0.0).encode())
+            return
         if not reply:
             self._status(subject, headers, self._loop.time())
             self._soon()
             return
         token = reply.decode()
-        if self._stopped:
-            self._connection.write(nak(token, 0.0).encode())
-            return
         consumer, deliveries = self._last, 1
         if not token.startswith(consumer.first):
             stream, durable, number, *_ = fields(token)
