@@ -19,6 +19,7 @@ from .bus import Bus, Record
 from .errors import BusUnavailable, TopicInvalid
 from .event import CloudEvent
 from .layout import delayed_record, event_record
+from .service import first
 from .topics import check_topic
 
 LATEST = 253_402_300_799.0  # unix seconds: RFC 3339 has four digits for the year
@@ -130,22 +131,21 @@ class Client:
         count = 0
         storing: asyncio.Task[int] | None = None  # one chunk at a time, or order could be lost; the next one is made meanwhile
         try:
-            for records in chunks(events, topic):
-                await asyncio.sleep(0)
-                if records:
+            async with asyncio.TaskGroup() as tasks:
+                try:
+                    for records in chunks(events, topic):
+                        await asyncio.sleep(0)
+                        if records:
+                            if storing:
+                                await storing
+                            storing = tasks.create_task(self._bus.publish(records))
+                            count += len(records)
+                except Exception:
                     if storing:
-                        await storing
-                    storing = asyncio.create_task(self._bus.publish(records))
-                    count += len(records)
-            if storing:
-                await storing
-        except asyncio.CancelledError:
-            if storing:
-                storing.cancel()
-            raise
-        finally:
-            if storing:
-                await asyncio.gather(storing, return_exceptions=True)
+                        await asyncio.wait([storing])
+                    raise
+        except BaseExceptionGroup as failures:
+            raise first(failures) from None
         return count
 
     def _draft(self, topic: str, data: Any, datacontenttype: str | None, dataschema: str | None, attributes: dict[str, Any]) -> CloudEvent:

@@ -12,7 +12,7 @@ import pytest
 
 from broker_faas import decide, errors
 from broker_faas.errors import ExecutorError
-from broker_faas.workers import child, executor, frames
+from broker_faas.workers import child, executor, frames, pipe
 
 from ..executors import REPO, project
 from ..helpers import eventually
@@ -82,7 +82,7 @@ def test_the_status_codes_are_those_of_the_code() -> None:
         f"at most {executor.MAX_REASON} characters",
         f"the last {executor.MAX_DETAIL} characters",
         f"0 … {errors.MAX_DELAY:.0f} ",
-        f"above {executor.OUTPUT_RATE >> 10} KiB a second",
+        f"above {pipe.OUTPUT_RATE >> 10} KiB a second",
     ],
 )
 def test_the_numbers_are_those_of_the_code(fact: str) -> None:
