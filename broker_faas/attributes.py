@@ -211,11 +211,6 @@ def plain_block(attributes: Mapping[str, Any]) -> bytes | None:
     return text.encode()
 
 
-def block(values: Mapping[str, str]) -> bytes:
-    """`ce-{name}: value\\r\\n` lines of what encoded() gives."""
-    return "".join([f"ce-{name}: {value}\r\n" for name, value in values.items()]).encode()
-
-
 def read_fields(fields: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Attributes of (lower-case name, value) header fields: those named `ce-…`, decoded; checked() comes after."""
     attributes: dict[str, str] = {}

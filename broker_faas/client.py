@@ -117,8 +117,9 @@ class Client:
         Raises EventError (this event can never be stored), BusUnavailable (after `patience` seconds; it may be stored or not: publish it
         again with the same id), BusFull, BusRefused.
         """
-        given = {"id": id, "source": source, "type": type, "subject": subject, "time": time, "partitionkey": key, **extensions}
-        event = self._draft(topic, data, datacontenttype, dataschema, given)
+        given: dict[str, Any] = {"id": id, "source": source, "type": type, "subject": subject, "time": time, "partitionkey": key}
+        given |= {"datacontenttype": datacontenttype, "dataschema": dataschema, **extensions}
+        event = self._draft(topic, data, given)
         await self._bus.publish([self._record(topic, event, delay, at)])
         return event
 
@@ -140,7 +141,7 @@ class Client:
                                 await storing
                             storing = tasks.create_task(self._bus.publish(records))
                             count += len(records)
-                except Exception:
+                except Exception:  # of `events`, or of one that is none: what came before it is stored all the same
                     if storing:
                         await asyncio.wait([storing])
                     raise
@@ -148,10 +149,9 @@ class Client:
             raise first(failures) from None
         return count
 
-    def _draft(self, topic: str, data: Any, datacontenttype: str | None, dataschema: str | None, attributes: dict[str, Any]) -> CloudEvent:
+    def _draft(self, topic: str, data: Any, attributes: dict[str, Any]) -> CloudEvent:
         """The event that publish() stores; attributes that are None are not given. The id is drawn here, once a publish."""
         check_topic(topic)
-        attributes |= {"datacontenttype": datacontenttype, "dataschema": dataschema}
         given = {name: value for name, value in attributes.items() if value is not None}
         if isinstance(data, CloudEvent):
             return data.replace(**given) if given else data
@@ -204,8 +204,9 @@ class SyncClient:
         **extensions: Extension,
     ) -> CloudEvent:
         """As Client.publish()."""
-        given = {"id": id, "source": source, "type": type, "subject": subject, "time": time, "partitionkey": key, **extensions}
-        event = self._client._draft(topic, data, datacontenttype, dataschema, given)
+        given: dict[str, Any] = {"id": id, "source": source, "type": type, "subject": subject, "time": time, "partitionkey": key}
+        given |= {"datacontenttype": datacontenttype, "dataschema": dataschema, **extensions}
+        event = self._client._draft(topic, data, given)
         self._wait(self._client._bus.publish([self._client._record(topic, event, delay, at)]))
         return event
 

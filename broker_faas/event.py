@@ -19,7 +19,6 @@ import orjson
 
 from .attributes import (
     CORE,
-    block,
     canonical,
     charset,
     checked,
@@ -114,13 +113,13 @@ class CloudEvent:
     def headers(self) -> bytes:
         """NATS binary binding: `ce-{name}: value\\r\\n` lines, percent-encoded as over HTTP, in the order of `attributes`.
 
-        The constructor makes them anyway, to check all attributes in one look: with four and a small dict it takes 2.4 µs, with six 4.8
+        The constructor makes them anyway, to check all attributes in one look: with four and a small dict it takes 3.5 µs, with six 6.6
         (as read_plain()).
         """
         try:
             return self._headers
         except AttributeError:
-            self._headers = block(encoded(self._attributes))
+            self._headers = "".join([f"ce-{name}: {value}\r\n" for name, value in encoded(self._attributes).items()]).encode()
             return self._headers
 
     @property

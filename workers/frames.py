@@ -139,10 +139,10 @@ class Splitter:
         self._parts: list[bytes] = []  # of a frame that is not whole
         self._missing = 0  # bytes of it, at least
 
-    def feed(self, chunk: bytes | memoryview) -> list[memoryview]:
+    def feed(self, chunk: bytes) -> list[memoryview]:
         """The bodies completed by `chunk`: views of it, not copies. ProtocolError as soon as a length is beyond the limit."""
         if self._parts:
-            self._parts.append(bytes(chunk))
+            self._parts.append(chunk)
             self._missing -= len(chunk)
             if self._missing > 0:
                 return []
@@ -164,7 +164,7 @@ class Splitter:
         else:
             self._missing = 4 - (end - start)
         if start < end:
-            self._parts = [bytes(view[start:])]
+            self._parts = [chunk[start:]]
         return bodies
 
 

@@ -89,8 +89,6 @@ class Lane:
 
     async def look(self, max_age: float = SPACE_AGE) -> None:
         """Reads the stream's size, unless it was read in the last max_age seconds."""
-        if asyncio.get_running_loop().time() - self._looked < max_age and not self._looking.locked():
-            return
         async with self._looking:  # whoever comes meanwhile wants that answer, and not the one before
             now = asyncio.get_running_loop().time()
             if now - self._looked < max_age:

@@ -221,8 +221,7 @@ class JetStreamBus:
     async def _leave_room(self, streams: Collection[str]) -> None:
         """Lanes look at their stream while they publish; here once more before a refusal."""
         events, retries = self._lanes[EVENTS], self._lanes[RETRIES]
-        limit = events.max_bytes * SOURCES_STOP_AT
-        if EVENTS in streams and 0 < limit < events.used and await self._beyond(events, limit):
+        if EVENTS in streams and await self._beyond(events, events.max_bytes * SOURCES_STOP_AT):
             raise BusFull(
                 f"the bus holds {events.used:,} of {events.max_bytes:,} bytes; the last 15 % are kept for what functions send. "
                 "Try again when events are settled and freed (`faas lag` shows who is behind), or raise max_bytes"

@@ -126,7 +126,7 @@ class Coroutines:
             if entered := callee.enter(call, deadline):
                 arguments, event, ctx = entered
                 result = await callee.handler(*arguments)
-                outcome = None if result is ctx is None else callee.leave(call, result, event, ctx)
+                outcome = callee.leave(call, result, event, ctx) if result is not None or ctx else None
             else:
                 outcome = skipped(id)
             if slot.overdue:
