@@ -1,12 +1,18 @@
 # Everything happens in .venv, made from a lock file by tools/venv. `make demo` and `make test` are all you need.
-.PHONY: demo test bench bench-compare lint format lock clean
+.PHONY: demo test faults bench bench-compare lint format lock clean
 
 demo: # the product at work on real data
 	@tools/venv requirements.lock
 	@.venv/bin/python examples/earthquakes/demo.py
 
 test: lint # what CI runs
+	@tools/fault-tools
 	@.venv/bin/pytest -q --durations=5
+
+faults: # the promises, against killed processes, cut networks and lost power; SCENARIO=F21,F22 SEED=7 JOBS=3
+	@tools/venv requirements-dev.lock
+	@tools/fault-tools
+	@.venv/bin/python -m tests.faults SCENARIO=$(SCENARIO) SEED=$(SEED) JOBS=$(JOBS) SHORT=$(SHORT)
 
 bench: # ours beside its peers; ONLY=drain,latency PEERS=celery,faststream ROUNDS=3
 	@tools/venv requirements.lock
@@ -38,5 +44,5 @@ lock:
 	$(COMPILE) --group peers --output-file requirements-peers.lock
 
 clean: # also the demo's data
-	rm -rf .venv .faas examples/*/.demo dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .faas examples/*/.demo dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis faults-report
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

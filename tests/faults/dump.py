@@ -1,0 +1,47 @@
+"""What lies on the bus when all is over, read with a plain NATS client: nothing of the product between the disk and the checker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from urllib.parse import unquote
+
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import TimeoutError as NothingLeft
+from nats.js.api import AckPolicy, ConsumerConfig
+
+from .ledger import Dead, Stored, digest
+
+
+async def dump(urls: list[str], project: str) -> tuple[list[Stored], list[Dead]]:
+    client = await nats.connect(urls, connect_timeout=30)
+    try:
+        stored = [Stored(_id(message), message.subject.split(".")[1], digest(message.data)) async for message in _all(client, "events")]
+        dead = []
+        async for message in _all(client, "dead"):
+            fields = {name[5:].lower(): unquote(value) for name, value in (message.headers or {}).items() if name.startswith("Faas-")}
+            dead.append(Dead(_id(message), message.subject.removeprefix(f"dead.{project}--"), digest(message.data), fields))
+        return stored, dead
+    finally:
+        await client.close()
+
+
+def _id(message: Msg) -> str:
+    headers = {name.lower(): value for name, value in (message.headers or {}).items()}
+    return headers["ce-id"]
+
+
+async def _all(client: Client, stream: str) -> AsyncIterator[Msg]:
+    jetstream = client.jetstream(timeout=10)
+    left = (await jetstream.stream_info(stream)).state.messages
+    subscription = await jetstream.pull_subscribe("", stream=stream, config=ConsumerConfig(ack_policy=AckPolicy.NONE, mem_storage=True))
+    while left:
+        try:
+            messages = await subscription.fetch(min(left, 200), timeout=10)
+        except NothingLeft:
+            raise AssertionError(f"{stream}: {left} messages counted and not to be read") from None
+        for message in messages:
+            left -= 1
+            yield message
+    await subscription.unsubscribe()

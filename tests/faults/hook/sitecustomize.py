@@ -1,0 +1,68 @@
+"""Python runs this at start when its folder is in PYTHONPATH: the product's modules are changed while they are imported.
+
+FAULTS_CRASH_AT   "name:n": SIGKILL to this process when it reaches crash point `name` for the n-th time. In the product a crash point
+                  is the comment `# crash point: name`, and nothing else.
+FAULTS_CRASHED    file that gets the line `name pid` just before
+FAULTS_PATCHES    file: JSON [[module, old source text, new source text], …]. A text that is not there ends the process.
+
+Nothing on disk is changed, and bytecode is neither read nor written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import CodeType, ModuleType
+
+PACKAGE = "broker_faas"
+POINT = re.compile(r"^( *)# crash point: ([\w-]+)$", re.MULTILINE)
+_reached: Counter[str] = Counter()
+
+
+def reached(name: str) -> None:
+    wanted, _, number = os.environ["FAULTS_CRASH_AT"].partition(":")
+    _reached[name] += 1
+    if name == wanted and _reached[name] == int(number or 1):
+        with open(os.environ["FAULTS_CRASHED"], "a") as file:
+            file.write(f"{name} {os.getpid()}\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Loader(SourceFileLoader):
+    def get_code(self, fullname: str) -> CodeType:
+        text = self.get_data(self.path).decode()
+        for module, old, new in _patches:
+            if module == fullname:
+                if old not in text:
+                    os.write(2, f"{module} has no text {old!r} to be patched\n".encode())
+                    os._exit(99)
+                text = text.replace(old, new)
+        if _crashing:
+            text = POINT.sub(r'\1__import__("sitecustomize").reached("\2")', text)
+        return compile(text, self.path, "exec", dont_inherit=True)
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname.partition(".")[0] != PACKAGE:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+_crashing = "FAULTS_CRASH_AT" in os.environ
+_patches: list[tuple[str, str, str]] = []
+if file := os.environ.get("FAULTS_PATCHES"):
+    with open(file) as patches:
+        _patches = [tuple(patch) for patch in json.load(patches)]
+if _crashing or _patches:
+    sys.meta_path.insert(0, _Finder())

@@ -1,0 +1,54 @@
+"""Plays one run of a scenario in a space of its own, and keeps what it left: ledgers and logs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .report import Result
+from .scenario import Scenario
+from .space import inside
+
+SEEDS = Path(__file__).parent / "seeds.txt"  # `scenario seed` lines of runs that were red once
+LONGEST = 3600.0  # seconds; a run that takes longer hangs
+Patch = tuple[str, str, str]
+
+
+async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patches: Sequence[Patch] = (), crash: str = "") -> Result:
+    """patches: of the product, for a mutant; crash: `point:n`, where workers die (hook/sitecustomize.py)."""
+    folder = folder.absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    all_patches = [*patches]
+    if scenario.lease != 30.0:
+        all_patches.append(("broker_faas.workers.host", "ack_wait: float = 30.0", f"ack_wait: float = {scenario.lease}"))
+    (folder / "patches.json").write_text(json.dumps(all_patches))
+    began = time.monotonic()
+    arguments = [
+        "tests.faults.run",
+        scenario.name,
+        str(seed),
+        str(folder),
+        "short" if short else "long",
+        str(folder / "patches.json"),
+        crash,
+    ]
+    await inside(arguments, folder, LONGEST)
+    verdict = folder / "verdict.json"
+    for image in folder.glob("*.img"):
+        image.unlink()
+    return Result(scenario, seed, folder, time.monotonic() - began, json.loads(verdict.read_text()) if verdict.exists() else {})
+
+
+def known_seeds(name: str) -> list[int]:
+    lines = SEEDS.read_text().splitlines() if SEEDS.exists() else []
+    return [int(seed) for line in lines for scenario, seed in [line.split()] if scenario == name]
+
+
+def keep_seed(name: str, seed: int) -> None:
+    if seed not in known_seeds(name):
+        with open(SEEDS, "a") as file:
+            file.write(f"{name} {seed}\n")
