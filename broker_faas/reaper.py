@@ -84,6 +84,7 @@ async def reap(bus: Api, keep: float = 86400.0, *, now: float | None = None) -> 
             continue
         holds = holds_of(await consumers.listing(bus, EVENTS), last)
         holding = tuple(dict.fromkeys(hold.queue for hold in sorted(holds, key=lambda hold: hold.floor) if hold.floor < below))
+        # crash point: purge-before
         freed += await store.purge(bus, EVENTS, ">", min([below, *(hold.floor for hold in holds)]))
         if holding and used > SHORT:
             subjects = await store.subjects(bus, EVENTS, ">")
@@ -109,6 +110,7 @@ async def _reap_retries(bus: Api, now: float | None) -> int:
         heard = [hold.floor for hold in holds if any(covers(filter, subject) for filter in hold.filters)]
         if heard:  # else its queue is about to be made, or its function was taken away: nothing has settled it
             freed += await store.purge(bus, RETRIES, subject, min(below, *heard))
+            # crash point: retries-purged
     return freed
 
 

@@ -313,6 +313,7 @@ class Executor(asyncio.Protocol):
                 self.load[call.function] -= 1
                 self.inflight_bytes -= len(call.headers) + len(call.data)
             self.moved = monotonic()
+            # crash point: outcomes-arrived
             if answered := sum(map(len, done)) + len(pairs):
                 self.events += answered
                 self._listener.outcomes(self, done, pairs)
@@ -327,7 +328,9 @@ class Executor(asyncio.Protocol):
             self._send_calls(calls[: len(calls) // 2], size // 2)
             self._send_calls(calls[len(calls) // 2 :], size // 2)
         else:
+            # crash point: calls-before-write
             self._transport.write(frame)
+            # crash point: calls-written
 
 
 def signal_name(number: int) -> str:

@@ -83,15 +83,18 @@ class Settler:
         """
         stored = [held for held in events if not held.feed.spec.ordered]
         try:
+            # crash point: hand-back-before-store
             async with asyncio.timeout(HAND_BACK):
                 await self._bus.publish([_back(held, 0.0) for held in stored], output=True)
         except (BusError, EventTooLarge, TimeoutError):
             stored = []
+        # crash point: hand-back-stored
         for feed in {held.feed for held in events}:
             feed.hand_back([held for held in stored if held.feed is feed])
 
     async def _store(self, batch: list[Unstored]) -> None:
         """All in one publish, else each by itself: only what is settled can be freed, so one that finds no room holds up no other."""
+        # crash point: outcomes-before-store
         try:
             await self._bus.publish([record for one in batch for record in one.records], output=True)
         except (BusFull, BusUnavailable, EventTooLarge) as error:
@@ -105,7 +108,9 @@ class Settler:
                 self._why = str(error)
                 self._refused.set()
         else:
+            # crash point: outcomes-stored
             self._stored(batch)
+            # crash point: outcomes-settled
 
     async def _try_again(self) -> None:
         """A bus that is away or full makes outputs wait, and their events stay held. Nothing is dropped."""

@@ -79,14 +79,17 @@ class Worker:
                         feed.subscription = await stack.enter_async_context(self.bus.subscribe(feed.queue, feed.spec.concurrency + 1))
                         readers.append(tasks.create_task(self._read(feed, feed.subscription, ids, settler)))
                     others.append(tasks.create_task(self._watch()))
+                    # crash point: worker-ready
                     log.info("worker ready", extra={"functions": [feed.spec.name for feed in self.feeds]})
                     self.ready.set()
                     await stop.wait()
+                    # crash point: drain-begun
                     for subscription in [relay, *(feed.subscription for feed in self.feeds if feed.subscription)]:
                         subscription.stop()
                     await asyncio.wait(readers)
                     for feed in self.feeds:
                         await feed.empty.wait()  # nothing new comes
+                    # crash point: drained
                     for task in others:
                         task.cancel()
                     await asyncio.gather(*(pool.close() for pool in {feed.pool for feed in self.feeds}))
@@ -115,6 +118,7 @@ class Worker:
     async def _read(self, feed: Feed, subscription: Subscription, ids: count[int], settler: Settler) -> None:
         async for batch in subscription:
             self._busy.set()
+            # crash point: events-arrived
             new, again = feed.take(batch, ids)
             if feed.spec.ordered:
                 _count_unkeyed(feed, new + again)
@@ -147,8 +151,10 @@ class Worker:
                     records.append(dead_record(queue, delivery, reason=str(error), detail="", attempts=1, now=time(), version=""))
             async with asyncio.TaskGroup() as tasks:
                 renewing = tasks.create_task(self._renew_these(subscription, batch))
+                # crash point: relay-before-store
                 await settler.publish(records)  # which waits while the bus is full
                 renewing.cancel()
+            # crash point: relay-stored
             subscription.settle(batch)
 
     async def _renew_these(self, subscription: Subscription, batch: list[Delivery]) -> None:

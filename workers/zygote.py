@@ -158,6 +158,7 @@ class Forks:
             self._become_executor(parent, kind, fds)
         with suppress(OSError):  # it has execed or is dead already
             os.setpgid(pid, pid)  # the child does it too: whoever is first, the group exists before anyone is told
+        # crash point: forked
         self._children[pid] = n
         self._queue("forked", n, pid)
 
@@ -192,6 +193,7 @@ class Forks:
         for pid in [*self._children]:
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
+            # crash point: executor-ended
             _kill_group(pid)  # what it left behind; its zombie keeps the group's number from being used anew
             _, status = os.waitpid(pid, 0)
             self._queue("exit", self._children.pop(pid), status, self._why.pop(pid, ""))

@@ -74,6 +74,7 @@ async def ensure_queue(bus: Api, queue: Queue) -> list[tuple[str, dict[str, Any]
             await _update(bus, stream, one, config)
         else:
             await consumers.create(bus, stream, config if stream == RETRIES or not present else _since_first(config, present))
+            # crash point: consumer-made
 
     await store.together(ensure(stream, config, one) for (stream, config), one in zip(wanted, infos, strict=True))
     return wanted

@@ -144,8 +144,11 @@ class Lane:
             last = len(items)
             frames = [frame(item.record, "", head + b"%d\r\n" % n) for n, item in enumerate(items[:-1], 1)]
             frames.append(frame(items[-1].record, reply, head + b"%d\r\nNats-Batch-Commit: 1\r\n" % last))
+            # crash point: batch-before-write
             sent = self._connection.write(b"".join(frames))
+            # crash point: batch-written
             await replies.wait(self._try_seconds)
+            # crash point: batch-answered
             answer = replies.answers[0]
         if answer is None:
             for item in items:
@@ -174,8 +177,11 @@ class Lane:
                 continue
             async with self._connection.expect([item.record.subject for item in wave]) as replies:
                 frames = [frame(item.record, f"{replies.prefix}{n}", b"") for n, item in enumerate(wave)]
+                # crash point: records-before-write
                 sent = self._connection.write(b"".join(frames))
+                # crash point: records-written
                 await replies.wait(self._try_seconds)
+                # crash point: records-answered
             again = False
             for n, (item, answer) in enumerate(zip(wave, replies.answers, strict=True)):
                 if n in replies.denied:

@@ -34,6 +34,7 @@ async def ensure_streams(connection: Connection, wanted: Iterable[tuple[dict[str
             if e.code != NO_STREAM:
                 raise
             await connection.api(f"STREAM.CREATE.{name}", config)  # another worker making the same one meanwhile is no error
+            # crash point: stream-made
             continue
         changes = _stream_changes(there, {field: value for field, value in config.items() if field not in keep})
         if changes:

@@ -225,7 +225,9 @@ class PullSubscription:
         frames += naks
         frames += [f"PUB {one.token} 4\r\n+WPI\r\n" for one in renewed]
         frames += requests
+        # crash point: settlements-before-write
         if self._connection.write("".join(frames).encode()):
+            # crash point: settlements-written
             until = now + self._queue.ack_wait
             for one in renewed:
                 del self._held[one.token]

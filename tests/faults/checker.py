@@ -6,7 +6,7 @@ Words as in docs/reliability.md. Acknowledged: publish() returned. Done: the fun
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -17,19 +17,23 @@ from .ledger import Ledgers, Start, place
 class Expected:
     """What a scenario promises beyond "nothing is lost".
 
-    functions: that every event goes to. ordered: those of them that promise order per key. dies: ids that must become dead letters.
+    functions: under test. hears: whether the n-th event of a producer goes to this function; all by default.
+    ordered: functions that promise order per key. dies: function → ids that must become dead letters.
     duplicates: executions beyond the first that its faults may cost. acknowledged: at least so many, or the run says nothing.
     redelivery: at least one event must have come twice. gap: seconds that no function may be without a success after a fault is healed.
+    stored_once: no second copy on the bus. freed: the reaper was at work, so the bus does not hold everything any more.
     """
 
     functions: frozenset[str]
     ordered: frozenset[str] = frozenset()
-    dies: frozenset[str] = frozenset()
+    hears: Callable[[str, int], bool] = field(default=lambda function, n: True)
+    dies: Mapping[str, frozenset[str]] = field(default_factory=dict)
     duplicates: int = 0
     acknowledged: int = 100
     redelivery: bool = False
     gap: float = 15.0
     stored_once: bool = True
+    freed: bool = False
 
 
 @dataclass(slots=True)
@@ -77,7 +81,8 @@ def check(run: Ledgers, expected: Expected) -> Verdict:
     verdict.redelivered = _redelivered(run.starts)
     found = verdict.problems
     for function in sorted(expected.functions):
-        lost = acked - done[function].keys() - dead[function]
+        heard = {id for id in acked if expected.hears(function, place(id)[1])}
+        lost = heard - done[function].keys() - dead[function]
         verdict.lost += len(lost)
         found += [("lost", f"{function}: {line}") for line in _where(lost, set(done[function]) | dead[function])]
     found += _unexpected(run, sent)
@@ -132,7 +137,7 @@ def _stored(run: Ledgers, acked: set[str], expected: Expected) -> Iterable[tuple
     copies = Counter((stored.id, stored.topic) for stored in run.stored)
     if expected.stored_once and (twice := [id for (id, _), n in copies.items() if n > 1]):
         yield "stored twice", f"{len(twice)} events are on the bus more than once: {sorted(twice)[:10]}"
-    if missing := acked - {id for id, _ in copies}:
+    if missing := set() if expected.freed else acked - {id for id, _ in copies}:
         for line in _where(missing, {id for id, _ in copies}):
             yield "lost", f"bus: {line}"
 
@@ -188,7 +193,7 @@ def _dead(run: Ledgers, sent: Mapping[str, object], done: Mapping[str, Mapping[s
     for (id, function), n in letters.items():
         if n > 1:
             wrong[f"{function}: more than one dead letter of"].append(id)
-        if id not in expected.dies:
+        if id not in expected.dies.get(function, ()):
             wrong[f"{function}: dead, and nothing was wrong with them:"].append(id)
         if id in done.get(function, {}):
             wrong[f"{function}: done and dead:"].append(id)
@@ -200,7 +205,7 @@ def _dead(run: Ledgers, sent: Mapping[str, object], done: Mapping[str, Mapping[s
                 wrong[f"{letter.function}: dead letters without {name}:"].append(letter.id)
     acked = {ack.id for ack in run.acks}
     for function in sorted(expected.functions):
-        alive = expected.dies & acked - {letter.id for letter in run.dead if letter.function == function}
+        alive = expected.dies.get(function, frozenset()) & acked - {letter.id for letter in run.dead if letter.function == function}
         wrong[f"{function}: must fail, and have no dead letter:"] += sorted(alive)
     for what, ids in wrong.items():
         if ids:

@@ -29,7 +29,7 @@ async def dump(urls: list[str], project: str) -> tuple[list[Stored], list[Dead]]
 
 def _id(message: Msg) -> str:
     headers = {name.lower(): value for name, value in (message.headers or {}).items()}
-    return headers["ce-id"]
+    return headers.get("ce-subject") or headers["ce-id"]  # as the handlers' own ledger has it
 
 
 async def _all(client: Client, stream: str) -> AsyncIterator[Msg]:

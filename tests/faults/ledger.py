@@ -28,11 +28,13 @@ import hashlib, os, time
 _ledger = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 def _write(*fields):
     os.write(_ledger, ("\\t".join(map(str, fields)) + "\\n").encode())
+def _id(event):
+    return event.subject or event.id  # what a function sends on has the id of its cause as subject
 def start(event, ctx):
-    _write("start", time.monotonic(), event.id, event.partitionkey or "-", ctx.function, ctx.attempt, os.getpid(),
+    _write("start", time.monotonic(), _id(event), event.partitionkey or "-", ctx.function, ctx.attempt, os.getpid(),
            hashlib.sha256(event.data).hexdigest())
 def end(event, ctx, how="ok"):
-    _write("end", time.monotonic(), event.id, ctx.function, how)
+    _write("end", time.monotonic(), _id(event), ctx.function, how)
 """
 
 

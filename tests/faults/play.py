@@ -17,26 +17,18 @@ LONGEST = 3600.0  # seconds; a run that takes longer hangs
 Patch = tuple[str, str, str]
 
 
-async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patches: Sequence[Patch] = (), crash: str = "") -> Result:
-    """patches: of the product, for a mutant; crash: `point:n`, where workers die (hook/sitecustomize.py)."""
+async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patches: Sequence[Patch] = ()) -> Result:
+    """patches: of the product, for a mutant."""
     folder = folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    all_patches = [*patches]
+    all_patches = [*patches, *scenario.patches]
     if scenario.lease != 30.0:
         all_patches.append(("broker_faas.workers.host", "ack_wait: float = 30.0", f"ack_wait: float = {scenario.lease}"))
     (folder / "patches.json").write_text(json.dumps(all_patches))
     began = time.monotonic()
-    arguments = [
-        "tests.faults.run",
-        scenario.name,
-        str(seed),
-        str(folder),
-        "short" if short else "long",
-        str(folder / "patches.json"),
-        crash,
-    ]
-    await inside(arguments, folder, LONGEST)
+    how = "short" if short else "long"
+    await inside(["tests.faults.run", scenario.name, str(seed), str(folder), how, str(folder / "patches.json")], folder, LONGEST)
     verdict = folder / "verdict.json"
     for image in folder.glob("*.img"):
         image.unlink()

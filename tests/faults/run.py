@@ -1,4 +1,4 @@
-"""`python -m tests.faults.run SCENARIO SEED FOLDER short|long PATCHES CRASH`: one run of one scenario, in namespaces of its own (space.py).
+"""`python -m tests.faults.run SCENARIO SEED FOLDER short|long PATCHES`: one run of one scenario, in namespaces of its own (space.py).
 
 FOLDER gets the ledgers, the logs and verdict.json; the system under test lives on a mount of its own in it, which ends with this process.
 """
@@ -37,6 +37,10 @@ PORT = 4222
 PRODUCERS = 8
 KEYS = 16
 PROJECT = "faults"
+# Crash points that are reached many times a second, and so which time it shall be is drawn; the others: the first.
+OFTEN = 40
+SELDOM = ("batch-", "consumer-", "drain", "executor-", "forked", "hand-back", "purge", "relay-", "retries-", "stream-", "worker-")
+BINARY = "application/octet-stream"
 QUIET = 120.0  # seconds for everything to be done after the last fault is healed
 HOOK = Path(__file__).parent / "hook"
 ROOT = Path(__file__).parents[2]
@@ -45,7 +49,7 @@ ROOT = Path(__file__).parents[2]
 class Run:
     """What a scenario holds: the processes, ways to harm them, and time that its seed decides."""
 
-    def __init__(self, scenario: Scenario, seed: int, folder: Path, *, short: bool, patches: Path, crash: str) -> None:
+    def __init__(self, scenario: Scenario, seed: int, folder: Path, *, short: bool, patches: Path) -> None:
         self.scenario = scenario
         self.random = random.Random(seed)
         self.folder = folder
@@ -62,8 +66,9 @@ class Run:
         self.workers: list[Process] = []
         self._faults = Ledger(folder / "faults")
         self._environ = {"FAULTS_PATCHES": str(patches)}
-        if crash:
-            self._environ |= {"FAULTS_CRASH_AT": crash, "FAULTS_CRASHED": str(folder / "crashed")}
+        if scenario.crash:
+            at = " ".join(f"{point}:{1 if point.startswith(SELDOM) else self.random.randint(1, OFTEN)}" for point in scenario.crash)
+            self._environ |= {"FAULTS_CRASH_AT": at, "FAULTS_CRASHED": str(folder / "crashed")}
         self._tasks: asyncio.TaskGroup
         self._producing: list[asyncio.Task[None]] = []
 
@@ -198,8 +203,9 @@ class Run:
         (self.project / "app.py").write_text(scenario.app)
         (self.project / "faas.toml").write_text(
             f'project = "{PROJECT}"\nmodules = ["app"]\n'
-            f"[bus]\nmax_bytes = {scenario.max_bytes // 2}\ndead_bytes = {scenario.max_bytes // 8}\nreplicas = {scenario.nodes}\n"
-            f'{scenario.toml}\n[worker]\nexecutors = 2\npass_env = ["LEDGER", "FAULTS_PATCHES", "FAULTS_CRASH_AT", "FAULTS_CRASHED"]\n'
+            f"{scenario.toml}\n[bus]\nmax_bytes = {scenario.max_bytes // 2}\ndead_bytes = {scenario.max_bytes // 8}\n"
+            f"replicas = {scenario.nodes}\n"
+            f'[worker]\nexecutors = 2\npass_env = ["LEDGER", "FAULTS_PATCHES", "FAULTS_CRASH_AT", "FAULTS_CRASHED"]\n'
         )
         async with asyncio.TaskGroup() as self._tasks:
             self.server = self._process(
@@ -275,10 +281,11 @@ class Run:
             while not stop.is_set():
                 id, key = f"p{producer}-{n}", f"k{producer + PRODUCERS * (n % (KEYS // PRODUCERS))}"
                 data = rng.randbytes(rng.choice((20, 200, 2000)))
-                ledger.write("attempt", id, key, digest(data))
+                delay = self.scenario.delay(n) or None
+                ledger.write("attempt", id, "-" if delay else key, digest(data))
                 while True:
                     try:
-                        await bus.publish("load", data, id=id, key=key, datacontenttype="application/octet-stream")
+                        await bus.publish("load", data, id=id, key=None if delay else key, delay=delay, datacontenttype=BINARY)
                         break
                     except FaasError:
                         if stop.is_set():
@@ -338,9 +345,9 @@ def _all_gone(pids: list[int]) -> bool:
     return all(state(pid) in ("", "Z") for pid in pids)
 
 
-async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patches: Path, crash: str) -> checker.Verdict:
+async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patches: Path) -> checker.Verdict:
     network.up()
-    run = Run(scenario, seed, folder, short=short, patches=patches, crash=crash)
+    run = Run(scenario, seed, folder, short=short, patches=patches)
     async with run.system():
         async with run.load():
             await run.pause(1, 2)
@@ -353,11 +360,17 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patc
     expected = checker.Expected(
         functions=frozenset(scenario.functions),
         ordered=frozenset(scenario.ordered),
-        dies=frozenset(attempt.id for attempt in ledgers.attempts if scenario.dies(int(attempt.id.rpartition("-")[2]))),
+        hears=scenario.hears,
+        dies=dict.fromkeys(
+            scenario.dying or scenario.functions,
+            frozenset(attempt.id for attempt in ledgers.attempts if scenario.dies(int(attempt.id.rpartition("-")[2]))),
+        ),
         duplicates=run.duplicates,
         acknowledged=scenario.acknowledged,
         redelivery=scenario.redelivery,
         gap=scenario.gap,
+        stored_once=scenario.stored_once,
+        freed=scenario.freed,
     )
     verdict = checker.check(ledgers, expected)
     verdict.problems += run.problems
@@ -367,11 +380,11 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patc
 
 def main() -> None:
     """Exit status: 0 green, 1 red; what went wrong with the run itself is a traceback, and red too."""
-    name, seed, folder, how, patches, crash = sys.argv[1:]
+    name, seed, folder, how, patches = sys.argv[1:]
     logging.getLogger("broker_faas").setLevel(logging.ERROR)  # producers lose their connections all the time
     from .scenarios import find
 
-    verdict = asyncio.run(play(find(name), int(seed), Path(folder), short=how == "short", patches=Path(patches), crash=crash))
+    verdict = asyncio.run(play(find(name), int(seed), Path(folder), short=how == "short", patches=Path(patches)))
     for check, what in verdict.problems:
         print(f"{check}: {what}")
     sys.exit(not verdict.ok)

@@ -53,9 +53,12 @@ class Scenario:
     disk: under the bus: tmpfs or ext4 (its power can be cut). disk_bytes, max_bytes: its size, and the store's.
     app: the functions under test; functions, ordered: their names. toml: more lines of faas.toml.
     repeat: runs of the long form, each with a seed of its own.
-    dies: of the n-th event of a producer, whether it must become a dead letter.
+    hears: whether the n-th event of a producer goes to this function. dies: whether it must become a dead letter of `dying`, by default
+    all functions. delay: seconds from its publishing to its delivery; such events have no key.
     rate: events a second. lease: seconds; shipped: 30. exits: how workers may end by themselves.
-    redelivery, acknowledged, gap: as in checker.Expected.
+    redelivery, acknowledged, gap, stored_once, freed: as in checker.Expected.
+    crash: points at which a process of a worker dies, once each.
+    patches: of the product's timing: (module, old text, new text), see hook/sitecustomize.py.
     """
 
     name: str
@@ -74,12 +77,19 @@ class Scenario:
     functions: tuple[str, ...] = ("plain", "ordered")
     ordered: tuple[str, ...] = ("ordered",)
     toml: str = ""
+    hears: Callable[[str, int], bool] = field(default=lambda function, n: True)
     dies: Callable[[int], bool] = field(default=lambda n: False)
+    dying: tuple[str, ...] = ()
+    delay: Callable[[int], float] = field(default=lambda n: 0.0)
+    crash: tuple[str, ...] = ()
+    patches: tuple[tuple[str, str, str], ...] = ()
     rate: float = 200.0
     lease: float = 30.0
     redelivery: bool = False
     acknowledged: int = 100
     gap: float = 15.0
+    stored_once: bool = True
+    freed: bool = False
     exits: tuple[int, ...] = ()
 
 

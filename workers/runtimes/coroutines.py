@@ -119,6 +119,7 @@ class Coroutines:
         slot.deadline = deadline = now / 1e9 + callee.timeout
         marks[mark + 1] = now
         marks[mark] = id
+        # crash point: call-marked
         if deadline < self._sweep_at:
             self._sweep_by(deadline)
         outcome: Outcome | None
@@ -133,6 +134,7 @@ class Coroutines:
                 outcome = callee.timed_out(id, None)
         except BaseException as error:
             outcome = callee.timed_out(id, error) if slot.overdue else callee.failed(id, error)
+        # crash point: call-ended
         slot.deadline = inf
         slot.overdue = False
         if slot.partial:
@@ -223,9 +225,11 @@ class Coroutines:
     def _flush(self) -> None:
         """Writes what came together; what the worker does not take yet waits."""
         self._flushing = False
+        # crash point: answers-before-write
         self._unsent += self._outbox.take()
         if not self._blocked:
             self._writable()
+        # crash point: answers-written
         if self._draining and not self._todo and not any(callee.running for callee in self._callees) and not self._ended.done():
             self._ended.set_result(None)
 

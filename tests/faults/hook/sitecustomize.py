@@ -1,7 +1,7 @@
 """Python runs this at start when its folder is in PYTHONPATH: the product's modules are changed while they are imported.
 
-FAULTS_CRASH_AT   "name:n": SIGKILL to this process when it reaches crash point `name` for the n-th time. In the product a crash point
-                  is the comment `# crash point: name`, and nothing else.
+FAULTS_CRASH_AT   "name:n …": SIGKILL to this process when it reaches crash point `name` for the n-th time, once a run. In the product
+                  a point is the comment `# crash point: name`, and nothing else.
 FAULTS_CRASHED    file that gets the line `name pid` just before
 FAULTS_PATCHES    file: JSON [[module, old source text, new source text], …]. A text that is not there ends the process.
 
@@ -10,11 +10,13 @@ Nothing on disk is changed, and bytecode is neither read nor written.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -22,17 +24,25 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 
 PACKAGE = "broker_faas"
+PAUSE = 1.0  # seconds between two crashes of a run
 POINT = re.compile(r"^( *)# crash point: ([\w-]+)$", re.MULTILINE)
 _reached: Counter[str] = Counter()
 
 
 def reached(name: str) -> None:
-    wanted, _, number = os.environ["FAULTS_CRASH_AT"].partition(":")
+    if name not in _crashes:
+        return
     _reached[name] += 1
-    if name == wanted and _reached[name] == int(number or 1):
-        with open(os.environ["FAULTS_CRASHED"], "a") as file:
+    if _reached[name] < _crashes[name]:
+        return
+    with open(os.environ["FAULTS_CRASHED"], "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # held until this process is gone
+        file.seek(0)
+        crashed = file.read().split()[::2]
+        if name not in crashed and time.time() - os.fstat(file.fileno()).st_mtime > PAUSE * bool(crashed):
             file.write(f"{name} {os.getpid()}\n")
-        os.kill(os.getpid(), signal.SIGKILL)
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Loader(SourceFileLoader):
@@ -44,7 +54,7 @@ class _Loader(SourceFileLoader):
                     os.write(2, f"{module} has no text {old!r} to be patched\n".encode())
                     os._exit(99)
                 text = text.replace(old, new)
-        if _crashing:
+        if _crashes:
             text = POINT.sub(r'\1__import__("sitecustomize").reached("\2")', text)
         return compile(text, self.path, "exec", dont_inherit=True)
 
@@ -59,10 +69,10 @@ class _Finder(MetaPathFinder):
         return spec
 
 
-_crashing = "FAULTS_CRASH_AT" in os.environ
+_crashes = {name: int(number) for name, _, number in (point.partition(":") for point in os.environ.get("FAULTS_CRASH_AT", "").split())}
 _patches: list[tuple[str, str, str]] = []
 if file := os.environ.get("FAULTS_PATCHES"):
     with open(file) as patches:
         _patches = [tuple(patch) for patch in json.load(patches)]
-if _crashing or _patches:
+if _crashes or _patches:
     sys.meta_path.insert(0, _Finder())

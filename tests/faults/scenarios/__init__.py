@@ -12,10 +12,11 @@ def scenarios() -> dict[str, Scenario]:
     """By name, in the order of the files and their lines."""
     found: dict[str, Scenario] = {}
     for module in pkgutil.iter_modules(__path__):
-        for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(value, Scenario):
-                assert value.name not in found, f"two scenarios are named {value.name}"
-                found[value.name] = value
+        content = vars(importlib.import_module(f"{__name__}.{module.name}"))
+        made = content["scenarios"]() if "scenarios" in content else []
+        for one in [*(value for value in content.values() if isinstance(value, Scenario)), *made]:
+            assert one.name not in found, f"two scenarios are named {one.name}"
+            found[one.name] = one
     return found
 
 
