@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .report import Result
 from .scenario import Scenario
-from .space import inside
+from .space import HOOK, ROOT, inside
 
 SEEDS = Path(__file__).parent / "seeds.txt"  # `scenario seed` lines of runs that were red once
 LONGEST = 3600.0  # seconds; a run that takes longer hangs
@@ -28,7 +28,9 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patc
     (folder / "patches.json").write_text(json.dumps(all_patches))
     began = time.monotonic()
     how = "short" if short else "long"
-    await inside(["tests.faults.run", scenario.name, str(seed), str(folder), how, str(folder / "patches.json")], folder, LONGEST)
+    # The producers are the product's own client: it is patched as well.
+    env = {"FAULTS_PATCHES": str(folder / "patches.json"), "PYTHONPATH": f"{ROOT}:{HOOK}", "PYTHONDONTWRITEBYTECODE": "1"}
+    await inside(["tests.faults.run", scenario.name, str(seed), str(folder), how], folder, LONGEST, env)
     verdict = folder / "verdict.json"
     for image in folder.glob("*.img"):
         image.unlink()

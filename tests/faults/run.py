@@ -1,4 +1,4 @@
-"""`python -m tests.faults.run SCENARIO SEED FOLDER short|long PATCHES`: one run of one scenario, in namespaces of its own (space.py).
+"""`python -m tests.faults.run SCENARIO SEED FOLDER short|long`: one run of one scenario, in namespaces of its own (space.py).
 
 FOLDER gets the ledgers, the logs and verdict.json; the system under test lives on a mount of its own in it, which ends with this process.
 """
@@ -42,14 +42,12 @@ OFTEN = 40
 SELDOM = ("batch-", "consumer-", "drain", "executor-", "forked", "hand-back", "purge", "relay-", "retries-", "stream-", "worker-")
 BINARY = "application/octet-stream"
 QUIET = 120.0  # seconds for everything to be done after the last fault is healed
-HOOK = Path(__file__).parent / "hook"
-ROOT = Path(__file__).parents[2]
 
 
 class Run:
     """What a scenario holds: the processes, ways to harm them, and time that its seed decides."""
 
-    def __init__(self, scenario: Scenario, seed: int, folder: Path, *, short: bool, patches: Path) -> None:
+    def __init__(self, scenario: Scenario, seed: int, folder: Path, *, short: bool) -> None:
         self.scenario = scenario
         self.random = random.Random(seed)
         self.folder = folder
@@ -65,7 +63,7 @@ class Run:
         self.server: Process
         self.workers: list[Process] = []
         self._faults = Ledger(folder / "faults")
-        self._environ = {"FAULTS_PATCHES": str(patches)}
+        self._environ: dict[str, str] = {}
         if scenario.crash:
             at = " ".join(f"{point}:{1 if point.startswith(SELDOM) else self.random.randint(1, OFTEN)}" for point in scenario.crash)
             self._environ |= {"FAULTS_CRASH_AT": at, "FAULTS_CRASHED": str(folder / "crashed")}
@@ -235,12 +233,7 @@ class Run:
 
     def _process(self, name: str, arguments: list[str], ready: Callable[[], Any], env: dict[str, str] | None = None) -> Process:
         log = self.folder / f"{name.replace(' ', '-')}.log"
-        environ = (
-            os.environ
-            | {"LEDGER": str(self.folder / "functions"), "PYTHONPATH": f"{ROOT}:{HOOK}", "PYTHONDONTWRITEBYTECODE": "1"}
-            | self._environ
-            | (env or {})
-        )
+        environ = os.environ | {"LEDGER": str(self.folder / "functions")} | self._environ | (env or {})
         return Process(name, [sys.executable, *arguments], environ, self.project, log, ready)
 
     async def _server_ready(self) -> None:
@@ -345,9 +338,9 @@ def _all_gone(pids: list[int]) -> bool:
     return all(state(pid) in ("", "Z") for pid in pids)
 
 
-async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patches: Path) -> checker.Verdict:
+async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool) -> checker.Verdict:
     network.up()
-    run = Run(scenario, seed, folder, short=short, patches=patches)
+    run = Run(scenario, seed, folder, short=short)
     async with run.system():
         async with run.load():
             await run.pause(1, 2)
@@ -380,11 +373,11 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patc
 
 def main() -> None:
     """Exit status: 0 green, 1 red; what went wrong with the run itself is a traceback, and red too."""
-    name, seed, folder, how, patches = sys.argv[1:]
+    name, seed, folder, how = sys.argv[1:]
     logging.getLogger("broker_faas").setLevel(logging.ERROR)  # producers lose their connections all the time
     from .scenarios import find
 
-    verdict = asyncio.run(play(find(name), int(seed), Path(folder), short=how == "short", patches=Path(patches)))
+    verdict = asyncio.run(play(find(name), int(seed), Path(folder), short=how == "short"))
     for check, what in verdict.problems:
         print(f"{check}: {what}")
     sys.exit(not verdict.ok)

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from subprocess import run
@@ -18,6 +19,7 @@ from .scenario import Scenario
 
 UNSHARE = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 ROOT = Path(__file__).parents[2]
+HOOK = Path(__file__).parent / "hook"
 
 
 @cache
@@ -50,13 +52,13 @@ def _fails(*command: str) -> str:
     return done.stderr.strip() if done.returncode else ""
 
 
-async def inside(arguments: list[str], folder: Path, timeout: float) -> int:
+async def inside(arguments: list[str], folder: Path, timeout: float, env: Mapping[str, str]) -> int:
     """`python -m …` in a space of its own; its exit status. Output goes to folder/run.log. After `timeout` seconds all of it is killed."""
     with open(folder / "run.log", "ab") as log:
         # A shell is process 1 of the space: it waits for whatever is orphaned there.
         process = await asyncio.create_subprocess_exec(
             *UNSHARE, "sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-m", *arguments,
-            cwd=ROOT, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            cwd=ROOT, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=os.environ | env,
         )  # fmt: skip
         try:
             async with asyncio.timeout(timeout):
