@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -52,6 +53,7 @@ class Run:
         self.random = random.Random(seed)
         self.folder = folder
         self.short = short
+        self.canary = f"canary-{seed:x}-{self.random.getrandbits(64):x}"  # a variable of the workers' that nobody else may see
         self.disk = Disk(folder / "disk", folder, scenario.disk, scenario.disk_bytes)
         self.project = folder / "project"
         self.duplicates = 0  # executions beyond the first that the faults so far explain
@@ -66,7 +68,7 @@ class Run:
         self._environ: dict[str, str] = {}
         if scenario.crash:
             at = " ".join(f"{point}:{1 if point.startswith(SELDOM) else self.random.randint(1, OFTEN)}" for point in scenario.crash)
-            self._environ |= {"FAULTS_CRASH_AT": at, "FAULTS_CRASHED": str(folder / "crashed")}
+            self._environ |= {"PYTHON_FAULTS_CRASH_AT": at, "PYTHON_FAULTS_CRASHED": str(folder / "crashed")}
         self._tasks: asyncio.TaskGroup
         self._producing: list[asyncio.Task[None]] = []
 
@@ -203,7 +205,7 @@ class Run:
             f'project = "{PROJECT}"\nmodules = ["app"]\n'
             f"{scenario.toml}\n[bus]\nmax_bytes = {scenario.max_bytes // 2}\ndead_bytes = {scenario.max_bytes // 8}\n"
             f"replicas = {scenario.nodes}\n"
-            f'[worker]\nexecutors = 2\npass_env = ["LEDGER", "FAULTS_PATCHES", "FAULTS_CRASH_AT", "FAULTS_CRASHED"]\n'
+            f'[worker]\nexecutors = 2\npass_env = ["LEDGER"]\n'
         )
         async with asyncio.TaskGroup() as self._tasks:
             self.server = self._process(
@@ -226,7 +228,7 @@ class Run:
 
     def add_worker(self, n: int) -> Process:
         name = f"worker {n}"
-        env = {"NATS_URL": self.url}
+        env = {"NATS_URL": self.url, "CANARY": self.canary}
         worker = self._process(name, ["-m", "broker_faas.cli.main", "worker"], lambda: self._worker_ready(worker), env)
         self.workers.append(worker)
         return worker
@@ -314,6 +316,23 @@ class Run:
     def _queues(self) -> list[Queue]:
         return [Queue(f"{PROJECT}--{name}", ("load",), 16 if name in self.scenario.ordered else 0) for name in self.scenario.functions]
 
+    def look_for_secrets(self) -> None:
+        """The bus's password and a variable of the worker's, in whatever people or functions may see. Reads logs and /proc."""
+        password = re.findall("faas:([0-9a-f]+)@", self.url)
+        secrets = {"the bus's password": password[0].encode(), "CANARY": self.canary.encode()}
+        places: dict[str, Callable[[], bytes]] = {file.name: file.read_bytes for file in self.folder.glob("*.log")}
+        for worker in self.workers:
+            for zygote in children(worker.pid) if worker.running else []:
+                places[f"the environment of {worker.name}'s zygote"] = Path(f"/proc/{zygote}/environ").read_bytes
+                for pid in (worker.pid, zygote, *children(zygote)):
+                    places[f"the command line of {pid}"] = Path(f"/proc/{pid}/cmdline").read_bytes
+                for executor in children(zygote):
+                    places[f"the environment of executor {executor}"] = Path(f"/proc/{executor}/environ").read_bytes
+        for where, read_bytes in places.items():
+            with suppress(OSError):  # ended meanwhile
+                content = read_bytes()
+                self.problems += [("secrets", f"{what} is in {where}") for what, secret in secrets.items() if secret in content]
+
     async def drain(self) -> None:
         """SIGTERM to every worker: each must end with 0, in time, and leave no process."""
         for worker in self.workers:
@@ -345,6 +364,7 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool) -> c
         async with run.load():
             await run.pause(1, 2)
             await scenario.harm(run)
+            run.look_for_secrets()
             await run.pause(1, 2)
         await run.quiet()
         stored, dead = await dump([run.url], PROJECT)

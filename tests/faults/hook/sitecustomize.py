@@ -1,11 +1,11 @@
 """Python runs this at start when its folder is in PYTHONPATH: the product's modules are changed while they are imported.
 
-FAULTS_CRASH_AT   "name:n …": SIGKILL to this process when it reaches crash point `name` for the n-th time, once a run. In the product
-                  a point is the comment `# crash point: name`, and nothing else.
-FAULTS_CRASHED    file that gets the line `name pid` just before
-FAULTS_PATCHES    file: JSON [[module, old source text, new source text], …]. A text that is not there ends the process.
+PYTHON_FAULTS_CRASH_AT   "name:n …": SIGKILL to this process when it reaches crash point `name` for the n-th time, once a run. In the
+                         product a point is the comment `# crash point: name`, and nothing else.
+PYTHON_FAULTS_CRASHED    file that gets the line `name pid` just before
+PYTHON_FAULTS_PATCHES    file: JSON [[module, old source text, new source text], …]. A text that is not there ends the process.
 
-Nothing on disk is changed, and bytecode is neither read nor written.
+The names begin with PYTHON because a worker passes such variables on to its executors. Nothing on disk is changed; no bytecode is read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def reached(name: str) -> None:
     _reached[name] += 1
     if _reached[name] < _crashes[name]:
         return
-    with open(os.environ["FAULTS_CRASHED"], "a+") as file:
+    with open(os.environ["PYTHON_FAULTS_CRASHED"], "a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # held until this process is gone
         file.seek(0)
         crashed = file.read().split()[::2]
@@ -69,9 +69,11 @@ class _Finder(MetaPathFinder):
         return spec
 
 
-_crashes = {name: int(number) for name, _, number in (point.partition(":") for point in os.environ.get("FAULTS_CRASH_AT", "").split())}
+_crashes = {
+    name: int(number) for name, _, number in (point.partition(":") for point in os.environ.get("PYTHON_FAULTS_CRASH_AT", "").split())
+}
 _patches: list[tuple[str, str, str]] = []
-if file := os.environ.get("FAULTS_PATCHES"):
+if file := os.environ.get("PYTHON_FAULTS_PATCHES"):
     with open(file) as patches:
         _patches = [tuple(patch) for patch in json.load(patches)]
 if _crashes or _patches:
