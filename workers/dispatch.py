@@ -61,7 +61,7 @@ class Pool:
         self._recycle_bytes = recycle_bytes
         self._waiting: dict[int, deque[Call]] = {}  # of functions that have some
         self._since: dict[int, float] = {}  # since when
-        self._suspects: deque[Call] = deque()  # their last executor died under them: each runs alone now
+        self._suspects: deque[Call] = deque()  # bounded by what feeds hold. Their last executor died under them: each runs alone now
         self._executors: dict[Executor, float] = {}  # → when it last had something to do
         self._alone: dict[Executor, int] = {}  # executors that run one suspect and nothing else → its call
         self._retired: set[Executor] = set()  # they finish what they have
@@ -238,7 +238,7 @@ class Pool:
     def _queue(self, function: int) -> deque[Call]:
         waiting = self._waiting.get(function)
         if waiting is None:
-            waiting = self._waiting[function] = deque()
+            waiting = self._waiting[function] = deque()  # bounded by what feeds hold
             self._since[function] = monotonic()
         return waiting
 

@@ -98,7 +98,7 @@ class Forks:
         self._output = output
         self._children: dict[int, int] = {}  # pid → n
         self._why: dict[int, str] = {}  # pid → why it was killed here
-        self._unsent: deque[bytes] = deque()
+        self._unsent: deque[bytes] = deque()  # bounded: two packets an executor
 
     def run(self) -> NoReturn:
         """Until the worker closes the control socket or is gone."""

@@ -43,7 +43,7 @@ class Lane:
         self._looked = -SPACE_AGE
         self._connection = connection
         self._try_seconds = try_seconds
-        self._queue: deque[Item] = deque()
+        self._queue: deque[Item] = deque()  # bounded by MAX_QUEUED and MAX_QUEUED_BYTES
         self._queued_bytes = 0
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()

@@ -72,7 +72,7 @@ class _Reader:
         self.inbox = f"{connection.inbox}.{name}"
         self._connection, self._stream, self._name = connection, stream, name
         self._pulls = 0
-        self._arrived: asyncio.Queue[Delivery | int] = asyncio.Queue()  # int: the pull of that number has ended
+        self._arrived: asyncio.Queue[Delivery | int] = asyncio.Queue()  # bounded by what one pull asks for. int: that pull has ended
 
     async def pull(self) -> list[Delivery] | None:
         """What one request brings, maybe nothing; None if the consumer does not answer any more."""

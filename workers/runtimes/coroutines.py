@@ -47,7 +47,7 @@ class Coroutines:
         self._inbox = Inbox()
         self._unsent = bytearray()
         self._blocked = False  # the worker takes nothing for now
-        self._todo: deque[RunCall] = deque()
+        self._todo: deque[RunCall] = deque()  # bounded by what the worker lets one executor hold
         self._slots: list[CoroutineSlot] = []
         self._idle: list[asyncio.Future[None]] = []
         self._coming = False  # a slot was readied and has not run yet

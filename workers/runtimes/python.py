@@ -45,7 +45,7 @@ class Callee:
         self._where = invocation.function.where
         self._project = project
         self.running = 0
-        self.parked: deque[RunCall] = deque()
+        self.parked: deque[RunCall] = deque()  # bounded by what the worker lets one executor hold
 
     def enter(self, call: RunCall, deadline: float) -> tuple[tuple[Any, ...], CloudEvent, Context | None] | None:
         """The handler's arguments, and what leave() wants; None if the function's filter says no. Raises EventInvalid.
