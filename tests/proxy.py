@@ -1,18 +1,31 @@
-"""A TCP proxy that cuts, freezes and counts: the network's faults, without root."""
+"""A TCP proxy that cuts, freezes, slows and corrupts: the network's faults, without root."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 
 class Proxy:
-    """port: where clients connect. accepting: whether new connections reach the server."""
+    """port: where clients connect. accepting: whether new connections reach the server.
 
-    def __init__(self, target: int) -> None:
+    delay, jitter: seconds that every chunk takes longer, in both directions; its order stays. rate: bytes a second of one connection's
+    direction; 0: no limit. deaf: what the server says does not reach clients, while the server hears them (half open);
+    lost: bytes of it so far.
+    flips: so many bits are turned over, each in one of the next chunks from the server, anywhere in it.
+    resets: so many connections are reset, each in the middle of one of the next chunks from the server.
+    """
+
+    def __init__(self, target: int, seed: int = 0) -> None:
         self.port = 0
         self.accepting = True
+        self.delay = self.jitter = self.rate = 0.0
+        self.deaf = False
+        self.lost = 0
+        self.flips = self.resets = 0
+        self._random = random.Random(seed)
         self._target = target
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -60,8 +73,8 @@ class Proxy:
             self._writers.add(back)
             try:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(self._pass(reader, back))
-                    group.create_task(self._pass(there, writer))
+                    group.create_task(self._pass(reader, back, answers=False))
+                    group.create_task(self._pass(there, writer, answers=True))
             finally:
                 self._writers.discard(back)
                 back.transport.abort()
@@ -72,10 +85,30 @@ class Proxy:
             self._tasks.discard(task)
             writer.transport.abort()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool) -> None:
         with suppress(OSError):
             while data := await reader.read(1 << 16):
                 await self._flowing.wait()
+                if self.delay or self.jitter:
+                    await asyncio.sleep(self.delay + self._random.uniform(0, self.jitter))
+                if self.rate:
+                    await asyncio.sleep(len(data) / self.rate)
+                if answers:
+                    if self.deaf:
+                        self.lost += len(data)
+                        continue
+                    if self.flips:
+                        self.flips -= 1
+                        data = self._flipped(data)
+                    if self.resets:
+                        self.resets -= 1
+                        writer.write(data[: len(data) // 2])
+                        await asyncio.sleep(0)
+                        break
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()
+
+    def _flipped(self, data: bytes) -> bytes:
+        where = self._random.randrange(len(data))
+        return data[:where] + bytes([data[where] ^ 1 << self._random.randrange(8)]) + data[where + 1 :]

@@ -31,6 +31,7 @@ MAX_WAVE = 256  # plain records in one write: 0.15 s of fsyncs
 MAX_WRITE = 8 << 20  # bytes of one write
 MAX_QUEUED = 10_000  # records, and
 MAX_QUEUED_BYTES = 32 << 20  # bytes that wait; publish() waits beyond
+SLOWEST = 256 << 10  # bytes a second of a link on which publishing still works
 SPACE_AGE = 1.0  # seconds between looks at the stream's size while publishing
 
 
@@ -135,6 +136,10 @@ class Lane:
                 await asyncio.sleep(pause)
                 pause = min(1.0, pause * 2)
 
+    def _patience(self, items: list[Item]) -> float:
+        """Seconds until they are sent again. A slow link that is still busy with them must not get them a second time."""
+        return self._try_seconds + sum([item.size for item in items]) / SLOWEST
+
     async def _as_batch(self, items: list[Item]) -> bool:
         """All or none. False: the server rejects it as a batch, and one by one will tell which record is to blame."""
         self._batches += 1
@@ -147,7 +152,7 @@ class Lane:
             # crash point: batch-before-write
             sent = self._connection.write(b"".join(frames))
             # crash point: batch-written
-            await replies.wait(self._try_seconds)
+            await replies.wait(self._patience(items))
             # crash point: batch-answered
             answer = replies.answers[0]
         if answer is None:
@@ -180,7 +185,7 @@ class Lane:
                 # crash point: records-before-write
                 sent = self._connection.write(b"".join(frames))
                 # crash point: records-written
-                await replies.wait(self._try_seconds)
+                await replies.wait(self._patience(wave))
                 # crash point: records-answered
             again = False
             for n, (item, answer) in enumerate(zip(wave, replies.answers, strict=True)):
