@@ -59,7 +59,7 @@ _STATEMENT = re.compile(rf"[ \t]*+(?P<table>\[\[?+)?+[ \t]*+(?P<key>{_PART}(?:[ 
 _ENDS_KEY = {"\n", "=", ",", "[", "]", "{", "}"}
 _TOKEN = re.compile(
     # Strings that do not end are one token each as well, or every quote in them would begin another look for the end.
-    r'''(?P<skip>\#[^\n]*|"""(?:[^\\]|\\.)*?(?:"{3,5}|\Z)|\'\'\'.*?(?:'{3,5}|\Z)|"(?:[^"\\\n]|\\.)*+"?|'[^'\n]*+'?)|(?P<open>[\[{])|(?P<close>[\]}])|[^\n\[\]{}"'#.=,]+|.''',
+    r'''(?P<skip>\#[^\n]*|"""(?:[^"\\]|\\.|"(?!""))*+(?:"{3,5})?|\'\'\'.*?(?:'{3,5}|\Z)|"(?:[^"\\\n]|\\.)*+"?|'[^'\n]*+'?)|(?P<open>[\[{])|(?P<close>[\]}])|[^\n\[\]{}"'#.=,]+|.''',
     re.DOTALL,
 )
 
