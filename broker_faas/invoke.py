@@ -104,10 +104,11 @@ def classify(error: BaseException) -> Failure:
     A deadline is the runtime's to tell: a TimeoutError from here is the user's own.
     """
     match error:
-        case Retry() if error.after is None or _is_delay(error.after):
-            return Failure(RETRY, _line(error), _detail(error), error.after)
-        case Retry():  # a subclass may set it to anything
-            reason = f"Retry.after={_shown(error.after):.50} must lie between 0 and 30 days, in seconds"
+        case Retry():
+            after = _after(error)
+            if after is None or _is_delay(after):
+                return Failure(RETRY, _line(error), _detail(error), after)
+            reason = f"Retry.after={_shown(after):.50} must lie between 0 and 30 days, in seconds"
             return Failure(FAILED, _sendable(reason), _detail(error), None)
         case Reject():
             return Failure(REJECTED, _line(error), _detail(error), None)
@@ -182,6 +183,14 @@ _MAX_REASON = 1000  # characters; layout.dead_record keeps no more
 _MAX_DETAIL = 16 << 10  # characters of the traceback's end; a dead letter keeps 8 KiB of wire
 _STDLIB = os.path.dirname(os.__file__)
 _OURS = (os.path.dirname(__file__) + os.sep, os.path.join(_STDLIB, "asyncio", ""), os.path.join(_STDLIB, "concurrent", ""))
+
+
+def _after(error: Retry) -> Any:
+    """A subclass may set it to anything, or make it a property that fails."""
+    try:
+        return error.after
+    except BaseException as broken:
+        return broken
 
 
 def _is_delay(after: Any) -> bool:
