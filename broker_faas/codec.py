@@ -37,7 +37,8 @@ def to_json(event: CloudEvent) -> bytes:
 def from_json(raw: bytes | str) -> CloudEvent:
     """The event of one JSON object. JSON data keeps its bytes. Raises EventInvalid.
 
-    Refused: members given twice, both `data` and `data_base64`, bytes that are not UTF-8, nesting deeper than Python's recursion limit.
+    Refused: members given twice, more than MAX_MEMBERS of them, both `data` and `data_base64`, bytes that are not UTF-8, nesting deeper
+    than Python's recursion limit.
     """
     members = _members(raw)
     value = members.pop("data", None)

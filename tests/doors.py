@@ -272,7 +272,7 @@ def wire(given: str) -> Facts:
     for size in (1 << 30, 4096) if len(given) > 100 else (1 << 30, 1, 3):
         messages: list[tuple[bytes, ...]] = []
         lines: list[bytes] = []
-        cutter = Cutter({7: lambda *message, into=messages: into.append(message)}, lines.append)  # type: ignore[misc]
+        cutter = Cutter({7: lambda *message, into=messages: into.append(message)}, lines.append)
         for start in range(0, len(given), size):
             cutter.feed(given[start : start + size].encode())
         seen.append((messages, lines))

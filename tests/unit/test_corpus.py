@@ -37,7 +37,7 @@ OF_LOGS = ("text", "exception")
 ON_A_BUS = ("stored attributes", "stored topic", "limit", "foreign message")  # tests/integration/test_corpus_bus.py
 
 
-def named(cases: list[Case]) -> Any:
+def named(cases: list[Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.id)
 
 
@@ -175,7 +175,7 @@ class Unshown:
 
 
 class NotNow(Retry):
-    after = property(lambda self: raises(), lambda self, value: None)  # type: ignore[assignment]
+    after = property(lambda self: raises(), lambda self, value: None)
 
 
 def around() -> Exception:
