@@ -133,7 +133,7 @@ def foreign_headers(given: Mapping[str, str]) -> Facts:
     assert copies(lines + HEADERS) == copies(HEADERS + lines) == copies(HEADERS)
     assert CloudEvent.from_headers(lines + HEADERS, b"") == CloudEvent.from_headers(HEADERS, b"")
     http = dict(line.split(": ") for line in HEADERS.decode().splitlines())
-    assert from_http(http | given, b"") == from_http(http, b"")
+    assert from_http({**http, **given}, b"") == from_http(http, b"")
     return {}
 
 

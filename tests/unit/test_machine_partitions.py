@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from hypothesis import settings
@@ -73,7 +74,27 @@ class Partitions(RuleBasedStateMachine):
     @precondition(lambda self: self.workers)
     @rule(data=st.data())
     def take(self, data: st.DataObject) -> None:
-        worker = data.draw(st.sampled_from(self.workers))
+        self._takes(data.draw(st.sampled_from(self.workers)))
+
+    @rule()
+    def all_take(self) -> None:
+        for worker in self.workers:
+            self._takes(worker)
+
+    @rule(word=st.sampled_from(["done", "again", "renew"]))
+    def take_over(self, word: str) -> None:
+        """All were stopped for longer than their leases. The last that came go on first, and then the others say what they meant to."""
+        self.all_take()
+        self.pass_time(31.0)
+        for worker in reversed(self.workers):
+            self._takes(worker)
+        for worker in self.workers:
+            late, worker.late = [one for one in worker.late if self.keys[one.seq]], []
+            done, again = (late if word == "done" else []), [(one, 0.0) for one in late if word == "again"]
+            self._call(partial(worker.subscription.settle, done, again, late if word == "renew" else []))
+        self.all_take()
+
+    def _takes(self, worker: Worker) -> None:
         for delivery in self._call(worker.subscription.take):
             assert delivery.seq == int(delivery.data)
             self._starts(delivery)
@@ -117,6 +138,7 @@ class Partitions(RuleBasedStateMachine):
             self._call(lambda: worker.subscription.settle([delivery]))
         else:
             self._call(lambda: worker.subscription.settle([], [(delivery, delay)]))
+        self.all_take()
 
     @precondition(lambda self: any(worker.running for worker in self.workers))
     @rule(data=st.data())
@@ -170,7 +192,7 @@ class Partitions(RuleBasedStateMachine):
                 for delivery in self._call(self.workers[0].subscription.take):
                     self._starts(delivery)
                     self.ended.add(delivery.seq)
-                    self._call(lambda one=delivery: self.workers[0].subscription.settle([one]))
+                    self._call(partial(self.workers[0].subscription.settle, [delivery]))
 
             assert self.ended == set(self.keys), "nothing is lost"
             assert self.runner.run(self.bus.lag(QUEUE)).total == 0
@@ -180,7 +202,7 @@ class Partitions(RuleBasedStateMachine):
 
 
 TestPartitions = Partitions.TestCase
-TestPartitions.settings = settings(max_examples=60, stateful_step_count=50, deadline=None, database=None)
+TestPartitions.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, database=None)
 
 
 def test_two_of_the_keys_share_a_partition() -> None:
