@@ -185,16 +185,22 @@ def test_bent_frames_are_frames_or_protocol_errors(event: CloudEvent, id: int, d
         Run([(id, 0, "t", 1, event.headers(), event.data or b"")]),
     ]
     whole = b"".join(bytes(encode(frame)) for frame in frames)
+    raw = data.draw(bent(whole))
+    at_once, _ = tried(ProtocolError, Splitter(limit=1 << 20).feed, raw)
     splitter = Splitter(limit=1 << 20)
-    for chunk in cut(data, data.draw(bent(whole))):
+    seen: list[bytes] = []
+    for chunk in cut(data, raw):
         bodies, said = tried(ProtocolError, splitter.feed, chunk)
         if said:
             assert "the limit is" in said
             return
+        seen += map(bytes, bodies)
         for body in bodies:
             for decode in (decode_for_worker, decode_for_executor):
                 frame, said = tried(ProtocolError, decode, body)
                 assert said or decode(msgspec.msgpack.encode(frame)) == frame or "nan" in repr(frame)
+
+    assert seen == [bytes(body) for body in at_once]
 
 
 # --- the bus ------------------------------------------------------------------------------------------------
