@@ -119,7 +119,10 @@ def canonical(name: str, value: Any) -> str | None:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return f"too long an {type(value).__name__} to show"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

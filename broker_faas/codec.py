@@ -18,6 +18,7 @@ from .errors import EventInvalid
 from .event import CloudEvent
 
 STRUCTURED = "application/cloudevents+json; charset=UTF-8"
+MAX_MEMBERS = 5_000  # of one JSON object: so many attributes have no room on the bus, however short they are
 BATCH = "application/cloudevents-batch+json; charset=UTF-8"
 
 
@@ -36,7 +37,8 @@ def to_json(event: CloudEvent) -> bytes:
 def from_json(raw: bytes | str) -> CloudEvent:
     """The event of one JSON object. JSON data keeps its bytes. Raises EventInvalid.
 
-    Refused: members given twice, both `data` and `data_base64`, bytes that are not UTF-8, nesting deeper than Python's recursion limit.
+    Refused: members given twice, more than MAX_MEMBERS of them, both `data` and `data_base64`, bytes that are not UTF-8, nesting deeper
+    than Python's recursion limit.
     """
     members = _members(raw)
     value = members.pop("data", None)
@@ -78,17 +80,26 @@ class _Name:
         self.text = text
 
 
-_OBJECT = msgspec.json.Decoder(dict[_Name, msgspec.Raw], dec_hook=lambda type, text: type(text))
 _BATCH = msgspec.json.Decoder(list[msgspec.Raw])
 _MALFORMED = (msgspec.MsgspecError, UnicodeError, RecursionError)
 
 
 def _members(raw: bytes | str) -> dict[str, bytes]:
     """Each member's name and the text of its value."""
+    left = MAX_MEMBERS
+
+    def name(type: type[_Name], text: str) -> _Name:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"more than {MAX_MEMBERS:,} members")
+        return type(text)
+
     try:
         if not isinstance(raw, str):
             raw.decode()  # the parser lets bad UTF-8 through inside a value
-        pairs = [(name.text, bytes(value)) for name, value in _OBJECT.decode(raw).items()]
+        decoder = msgspec.json.Decoder(dict[_Name, msgspec.Raw], dec_hook=name)
+        pairs = [(name.text, bytes(value)) for name, value in decoder.decode(raw).items()]
     except _MALFORMED as error:
         raise EventInvalid(f"no CloudEvent in JSON: {error}") from None
     members = dict(pairs)

@@ -220,7 +220,7 @@ class _Reader:
         if match[0].startswith("$$"):
             return match[0][1:]
         if not re.fullmatch(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}", match[0]):
-            raise ValueError(f"has {match[0]!r}, which names no variable. Write ${{NAME}}, or $${{ for a plain ${{")
+            raise ValueError(f"has {match[0][:80]!r}, which names no variable. Write ${{NAME}}, or $${{ for a plain ${{")
         if match[1] not in self.environ:
-            raise Unset(f"needs the environment variable {match[1]}, which is not set")
+            raise Unset(f"needs the environment variable {match[1][:80]}, which is not set")
         return self.environ[match[1]]

@@ -104,10 +104,11 @@ def classify(error: BaseException) -> Failure:
     A deadline is the runtime's to tell: a TimeoutError from here is the user's own.
     """
     match error:
-        case Retry() if error.after is None or _is_delay(error.after):
-            return Failure(RETRY, _line(error), _detail(error), error.after)
-        case Retry():  # a subclass may set it to anything
-            reason = f"Retry.after={error.after!r:.50} must lie between 0 and 30 days, in seconds"
+        case Retry():
+            after = _after(error)
+            if after is None or _is_delay(after):
+                return Failure(RETRY, _line(error), _detail(error), after)
+            reason = f"Retry.after={_shown(after):.50} must lie between 0 and 30 days, in seconds"
             return Failure(FAILED, _sendable(reason), _detail(error), None)
         case Reject():
             return Failure(REJECTED, _line(error), _detail(error), None)
@@ -184,20 +185,40 @@ _STDLIB = os.path.dirname(os.__file__)
 _OURS = (os.path.dirname(__file__) + os.sep, os.path.join(_STDLIB, "asyncio", ""), os.path.join(_STDLIB, "concurrent", ""))
 
 
+def _after(error: Retry) -> Any:
+    """A subclass may set it to anything, or make it a property that fails."""
+    try:
+        return error.after
+    except BaseException as broken:
+        return broken
+
+
 def _is_delay(after: Any) -> bool:
     return isinstance(after, int | float) and 0 <= after <= MAX_DELAY
 
 
 def _line(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception as broken:  # a user's own __str__ may fail too
-        text = f"<str() failed: {type(broken).__name__}>"
+    text = _shown(error, str)
     return _sendable(" ".join(text[: 4 * _MAX_REASON].split())[:_MAX_REASON])
+
+
+def _shown(value: object, how: Callable[[object], str] = repr) -> str:
+    """A user's own __str__ or __repr__ may fail too, and even exit."""
+    try:
+        return how(value)
+    except BaseException as broken:
+        return f"<{how.__name__}() failed: {type(broken).__name__}>"
 
 
 def _detail(error: BaseException) -> str:
     """The traceback without our frames above the handler; "" if no user code was involved."""
+    try:
+        return _traceback(error)
+    except Exception as broken:  # what a user's exception holds may be anything: a SyntaxError whose text is a number
+        return f"<no traceback: {type(broken).__name__}>"
+
+
+def _traceback(error: BaseException) -> str:
     shown = traceback.TracebackException.from_exception(error)
     frames = list(shown.stack)
     while frames and frames[0].filename.startswith(_OURS):

@@ -12,13 +12,15 @@ from typing import Any
 from .errors import ConfigError
 
 LARGEST = 1 << 20  # bytes
+MAX_PARTS = 20  # of a dotted key: tomllib takes an hour for one of 500,000
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
     """(the table, line of each key and table header by its path). Raises ConfigError naming file, and line where there is one."""
     text = _text(path)
     try:
-        return tomllib.loads(text), lines(text)
+        found = lines(text)  # first: it refuses the keys that tomllib would not come back from
+        return tomllib.loads(text), found
     except RecursionError:
         raise ConfigError(f"{path} is nested too deeply.") from None
     except ValueError as error:  # TOMLDecodeError, or a number with thousands of digits
@@ -52,18 +54,24 @@ def _text(path: Path) -> str:
 
 
 _PART = r"""(?:"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|[A-Za-z0-9_-]+)"""
-_STATEMENT = re.compile(rf"[ \t]*(?P<table>\[\[?)?[ \t]*(?P<key>{_PART}(?:[ \t]*\.[ \t]*{_PART})*)[ \t]*[\]=]")
+# Possessive: a run of spaces, however long, is looked at once.
+_STATEMENT = re.compile(rf"[ \t]*+(?P<table>\[\[?+)?+[ \t]*+(?P<key>{_PART}(?:[ \t]*+\.[ \t]*+{_PART})*+)[ \t]*+[\]=]")
+_ENDS_KEY = {"\n", "=", ",", "[", "]", "{", "}"}
 _TOKEN = re.compile(
-    r'''(?P<skip>\#[^\n]*|"""(?:[^\\]|\\.)*?"{3,5}|\'\'\'.*?'{3,5}|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')|(?P<open>[\[{])|(?P<close>[\]}])|.''',
+    # Strings that do not end are one token each as well, or every quote in them would begin another look for the end.
+    r'''(?P<skip>\#[^\n]*|"""(?:[^"\\]|\\.|"(?!""))*+(?:"{3,5})?|\'\'\'.*?(?:'{3,5}|\Z)|"(?:[^"\\\n]|\\.)*+"?|'[^'\n]*+'?)|(?P<open>[\[{])|(?P<close>[\]}])|[^\n\[\]{}"'#.=,]+|.''',
     re.DOTALL,
 )
 
 
 def lines(text: str) -> dict[tuple[str, ...], int]:
-    """Line (from 1) of each key and table header, by its path. Text that tomllib accepts; keys inside inline tables are left out."""
+    """Line (from 1) of each key and table header, by its path. Text that tomllib accepts; keys inside inline tables are left out.
+
+    Of other text it makes something in linear time. Raises TOMLDecodeError, worded like tomllib's, if a key has too many parts.
+    """
     found: dict[tuple[str, ...], int] = {}
     table: tuple[str, ...] = ()
-    line, depth, begins = 1, 0, True
+    line, depth, dots, begins = 1, 0, 0, True
     position = 0
     while position < len(text):
         if begins and (statement := _STATEMENT.match(text, position)):
@@ -76,6 +84,9 @@ def lines(text: str) -> dict[tuple[str, ...], int]:
         assert token is not None  # the last alternative takes any character
         position = token.end()
         depth += bool(token["open"]) - bool(token["close"])
+        dots = dots + 1 if token[0] == "." else 0 if token[0] in _ENDS_KEY else dots
+        if dots >= MAX_PARTS:
+            raise tomllib.TOMLDecodeError(f"a key has more than {MAX_PARTS} parts (at line {line}, column 1)")
         line += token[0].count("\n")
         begins = token[0] == "\n" and depth == 0
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 from time import monotonic
@@ -81,6 +82,7 @@ class Feed:
         new: list[Held] = []
         again: list[Held] = []
         here: dict[tuple[str, int], Held] | None = None
+        seen = 0  # of `new`, those that are in `here`
         for delivery in batch:
             topic = topics.get(delivery.subject)
             if topic is not None and delivery.deliveries == 1:
@@ -88,12 +90,16 @@ class Feed:
                 continue
             if delivery.deliveries > 1:
                 if here is None:
-                    here = {(held.delivery.source, held.delivery.seq): held for held in self.held}
+                    here = _by_place(self.held)
+                here |= _by_place(new[seen:])  # a worker that was stopped for long reads both deliveries at once
+                seen = len(new)
                 if held := here.get((delivery.source, delivery.seq)):
                     held.delivery = delivery
                     continue
             held = self._strange(delivery, next(ids))
             (new if held.attempt == 1 else again).append(held)
+            if here is not None:
+                here[delivery.source, delivery.seq] = held
         self.held.update(new, again)
         now = monotonic()
         if now - self.moved > 0.1:  # it had nothing to do, which says nothing about how fast it is
@@ -169,3 +175,7 @@ class Feed:
             at_once = self.spec.concurrency * (1 if self.spec.sync else min(self.pool.size, len(self.pool.executors) + 1))
             probe = self.pool.sick and not self.spec.ordered
             self.subscription.prefetch = 1 if probe else min(MAX_PREFETCH, at_once + 1 + int(self._rate * HORIZON))
+
+
+def _by_place(events: Iterable[Held]) -> dict[tuple[str, int], Held]:
+    return {(held.delivery.source, held.delivery.seq): held for held in events}

@@ -119,7 +119,7 @@ def encode(frame: ToExecutor | ToWorker, room: int = 60) -> bytearray:
 def decode_for_executor(body: bytes | memoryview) -> ToExecutor:
     try:
         return _to_executor.decode(body)
-    except ValueError as error:  # msgspec's, and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # msgspec's are ValueErrors, and so is UnicodeDecodeError
         raise ProtocolError(f"not a frame of the executor protocol: {error}") from None
 
 

@@ -24,7 +24,7 @@ from ..layout import dead_record, event_record, faas_headers
 from ..service import first
 from .dispatch import Fork, Pool
 from .executor import Group, Outcome
-from .feed import Feed, Held
+from .feed import MAX_PREFETCH, Feed, Held
 from .settle import Settler
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,9 @@ class Worker:
                     relay = await stack.enter_async_context(self.bus.subscribe(Queue("publish", (), ack_wait=self.ack_wait), 100))
                     readers = [tasks.create_task(self._relay(relay, settler))]
                     for feed in self.feeds:
-                        feed.subscription = await stack.enter_async_context(self.bus.subscribe(feed.queue, feed.spec.concurrency + 1))
+                        feed.subscription = await stack.enter_async_context(
+                            self.bus.subscribe(feed.queue, min(MAX_PREFETCH, feed.spec.concurrency + 1))
+                        )
                         readers.append(tasks.create_task(self._read(feed, feed.subscription, ids, settler)))
                     others.append(tasks.create_task(self._watch()))
                     # crash point: worker-ready

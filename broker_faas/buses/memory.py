@@ -192,12 +192,15 @@ class MemorySubscription:
     def settle(self, done: Iterable[Delivery], again: Iterable[tuple[Delivery, float]] = (), renew: Iterable[Delivery] = ()) -> None:
         for delivery in done:
             self._held.pop((delivery.source, delivery.seq), None)
-            self._consumers[delivery.source].pending.pop(delivery.seq, None)
+            if self._consumers[delivery.source].may_settle(delivery):
+                self._consumers[delivery.source].pending.pop(delivery.seq, None)
         for delivery, delay in again:
             self._held.pop((delivery.source, delivery.seq), None)
-            self._consumers[delivery.source].lease(delivery.seq, delay)
+            if self._consumers[delivery.source].may_settle(delivery):
+                self._consumers[delivery.source].lease(delivery.seq, delay)
         for delivery in renew:
-            self._consumers[delivery.source].lease(delivery.seq)
+            if self._consumers[delivery.source].is_leased(delivery):
+                self._consumers[delivery.source].lease(delivery.seq)
         self._bus.wake()
 
     def stop(self) -> None:
@@ -311,6 +314,10 @@ class _Consumer:
             until = self._bus.clock() + (self._ack_wait if seconds is None else seconds)
             self.pending[seq] = (until, self.pending[seq][1])
             self._bus.timer(until, self, seq)
+
+    def may_settle(self, delivery: Delivery) -> bool:
+        """Of a partition nothing is settled late: another worker may be at it, and the next of its key would overtake it."""
+        return self._max_pending > 1 or self.is_leased(delivery)
 
     def is_leased(self, delivery: Delivery) -> bool:
         until, deliveries = self.pending.get(delivery.seq, (0.0, 0))

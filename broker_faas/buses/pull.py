@@ -156,12 +156,17 @@ class PullSubscription:
             self._status(subject, headers, self._loop.time())
             self._soon()
             return
-        token = reply.decode()
+        token = reply.decode("utf-8", "replace")
         consumer, deliveries = self._last, 1
         if not token.startswith(consumer.first):
-            stream, durable, number, *_ = fields(token)
-            consumer = self._last = self._by_name[stream, durable]
-            deliveries = int(number)
+            sender = self._sender(token)
+            if sender is None:
+                log.warning(
+                    "bus: ignored what no consumer of this queue delivered", extra={"queue": self._queue.name, "reply": token[:200]}
+                )
+                return
+            consumer, deliveries = sender
+            self._last = consumer
         until = self._until or self._burst()
         size = len(headers) + len(data)
         where = self._subjects.get(subject) or self._subject(subject)
@@ -170,6 +175,14 @@ class PullSubscription:
         self._held_bytes += size
         self._ready.append(held)
         consumer.arrived += 1
+
+    def _sender(self, token: str) -> tuple[Durable, int] | None:
+        """Who delivered it, and how often. None: another client wrote to this inbox; answering would be to say what it wants said."""
+        said = fields(token)
+        if not token.startswith("$JS.ACK.") or len(said) < 7 or not all(word.isdecimal() for word in said[2:7]):
+            return None
+        consumer = self._by_name.get((said[0], said[1]))
+        return (consumer, int(said[2])) if consumer else None
 
     def _burst(self) -> float:
         """The first of what one read brought. When their leases end."""
@@ -302,8 +315,13 @@ class PullSubscription:
     def _status(self, subject: bytes, headers: bytes, now: float) -> None:
         """The server ends a request: `NATS/1.0 408 Request Timeout` and the like."""
         which, _, number = subject.rpartition(b".")[2].partition(b"-")
+        if not (headers and which.isdigit() and number.isdigit() and int(which) < len(self._all)):
+            log.warning(
+                "bus: ignored what is no status", extra={"queue": self._queue.name, "subject": subject[:200].decode("utf-8", "replace")}
+            )
+            return
         consumer = self._all[int(which)]
-        line = headers[9:].split(b"\r\n", 1)[0].decode()
+        line = headers[9:].split(b"\r\n", 1)[0].decode("utf-8", "replace")
         code, low = line[:3], line.lower()
         if code == "100":
             return

@@ -66,7 +66,12 @@ class Unhindered(logging.Handler):
 
     def _write(self, record: logging.LogRecord) -> None:
         # Not through sys.stdout: a thread that hangs in it with its lock held makes Python abort at exit.
-        data = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
+        try:
+            text = self.format(record)
+        except Exception as error:  # the thread must outlive what cannot be written
+            fields = {"levelname": "ERROR", "name": __name__, "msg": "log line cannot be written", "where": record.name}
+            text = self.format(logging.makeLogRecord(fields | {"reason": type(error).__name__}))
+        data = (text + "\n").encode("utf-8", "backslashreplace")
         with suppress(OSError):  # nobody reads any more, and the work goes on
             while data:
                 data = data[os.write(self._descriptor, data) :]
