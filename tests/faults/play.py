@@ -23,8 +23,8 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patc
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     all_patches = [*patches]
-    if scenario.lease != 30.0:
-        all_patches.append(("broker_faas.workers.host", "ack_wait: float = 30.0", f"ack_wait: float = {scenario.lease}"))
+    if (lease := scenario.short_lease if short and scenario.short_lease else scenario.lease) != 30.0:
+        all_patches.append(("broker_faas.workers.host", "ack_wait: float = 30.0", f"ack_wait: float = {lease}"))
     (folder / "patches.json").write_text(json.dumps(all_patches))
     began = time.monotonic()
     arguments = [

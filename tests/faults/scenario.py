@@ -11,11 +11,11 @@ One is an async function that gets a Run, and does the harm; what is around it i
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .ledger import HANDLER
+from .ledger import HANDLER, Ledgers
 
 if TYPE_CHECKING:
     from .run import Run
@@ -54,8 +54,11 @@ class Scenario:
     app: the functions under test; functions, ordered: their names. toml: more lines of faas.toml.
     repeat: runs of the long form, each with a seed of its own.
     dies: of the n-th event of a producer, whether it must become a dead letter.
-    rate: events a second. lease: seconds; shipped: 30. exits: how workers may end by themselves.
-    redelivery, acknowledged, gap: as in checker.Expected.
+    dying: the functions in which they do; none named: in all. doomed: as dies, by id.
+    modules: more modules of the project, by name; sizes: bytes an event may have; grace: seconds of a drain.
+    rate: events a second. lease: seconds; shipped: 30. short_lease: of the short form, if it is another.
+    exits: how workers may end by themselves. after: more problems that the ledgers of the whole run show.
+    redelivery, acknowledged, gap, recovers: as in checker.Expected.
     """
 
     name: str
@@ -74,12 +77,20 @@ class Scenario:
     functions: tuple[str, ...] = ("plain", "ordered")
     ordered: tuple[str, ...] = ("ordered",)
     toml: str = ""
+    modules: Mapping[str, str] = field(default_factory=dict)
     dies: Callable[[int], bool] = field(default=lambda n: False)
+    doomed: Callable[[str], bool] = field(default=lambda id: False)
+    dying: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = (20, 200, 2000)
+    grace: float = 25.0
     rate: float = 200.0
     lease: float = 30.0
+    short_lease: float = 0.0
     redelivery: bool = False
     acknowledged: int = 100
     gap: float = 15.0
+    recovers: float = 0.0
+    after: Callable[[Ledgers], Iterable[tuple[str, str]]] = field(default=lambda ledgers: ())
     exits: tuple[int, ...] = ()
 
 
