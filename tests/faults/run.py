@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Run:
         self._environ = {"FAULTS_PATCHES": str(patches)}
         if crash:
             self._environ |= {"FAULTS_CRASH_AT": crash, "FAULTS_CRASHED": str(folder / "crashed")}
+        self.until_over = AsyncExitStack()  # what is to be undone when all processes have ended
         self._tasks: asyncio.TaskGroup
         self._producing: list[asyncio.Task[None]] = []
 
@@ -359,7 +360,7 @@ async def outlive(pids: list[int], seconds: float) -> list[int]:
 async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patches: Path, crash: str) -> checker.Verdict:
     network.up()
     run = Run(scenario, seed, folder, short=short, patches=patches, crash=crash)
-    async with run.system():
+    async with run.until_over, run.system():
         async with run.load():
             await run.pause(1, 2)
             await scenario.harm(run)

@@ -19,18 +19,21 @@ CGROUPS = Path("/sys/fs/cgroup")
 THAW = 5.0  # seconds after a thaw in which what was delivered to a frozen worker may still be run by it
 
 
-async def stop(run: Run, worker: Process, *, status: int = 0, within: float | None = None, twice: bool = False) -> None:
-    """SIGTERM, and, if twice, again as soon as it drains. It ends with `status`, in time (grace + 5 s), and leaves no process."""
+async def stop(run: Run, worker: Process, *, twice: bool = False) -> None:
+    """SIGTERM: it ends with 0, in time (grace + 5 s), and leaves no process. twice: again as soon as it drains; then it ends at once,
+    with 1, or, if it is through with draining, with 0 or by the signal."""
     async with run.fault(f"SIGTERM {worker.name}{' twice' if twice else ''}") as seen:
         family = run.family(worker)
-        began, limit = time.monotonic(), run.scenario.grace + 5 if within is None else within
+        began, limit = time.monotonic(), 5.0 if twice else run.scenario.grace + 5
         if twice:
+            worker._expected = True
             os.kill(worker.pid, signal.SIGTERM)
             await eventually(lambda: '"drain"' in worker.said())
+            run.duplicates += run.in_flight  # those handed back
         ended = await worker.end(signal.SIGTERM, 60)
         took = time.monotonic() - began
-        if ended != status or took > limit:
-            run.problems.append(("drain", f"{worker.name} ended with {ended} after {took:.1f} s; {status} within {limit:g} s was to be"))
+        if ended not in ((0, 1, -signal.SIGTERM) if twice else (0,)) or took > limit:
+            run.problems.append(("drain", f"{worker.name} ended with {ended} after {took:.1f} s; {limit:g} s are allowed"))
         if left := await outlive(family, 2.0):
             run.problems.append(("orphans", f"{left} of {worker.name} are there 2 s after its end"))
         seen(f"ended with {ended} after {took:.1f} s")
@@ -117,3 +120,11 @@ async def limited(run: Run, worker: Process, controller: str, file: str, limit: 
 def _removed(group: Path) -> bool:
     group.rmdir()
     return True
+
+
+async def kill_executor(run: Run, worker: Process, executor: int) -> None:
+    async with run.fault(f"kill an executor of {worker.name}") as seen:
+        run.duplicates += run.in_flight
+        os.kill(executor, signal.SIGKILL)
+        await eventually(lambda: state(executor) in ("", "Z"))
+        seen(f"pid {executor} is gone")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-from ...helpers import eventually
 from .. import steps
 from ..run import Run
 from ..scenario import APP, scenario
@@ -119,11 +118,7 @@ async def stopped(run: Run) -> None:
         await run.pause(0.5, 1.5)
         await steps.stop(run, run.worker())
         await run.pause(0.5, 1.5)
-        run.duplicates += run.in_flight  # those handed back
-        worker = run.worker()
-        exits = len(worker.exits)
-        await steps.stop(run, worker, status=1, within=5, twice=True)
-        worker.exits[exits] = (1, True)
+        await steps.stop(run, run.worker(), twice=True)
 
 
 @scenario(
@@ -135,18 +130,14 @@ async def stopped(run: Run) -> None:
 @function(on="load", concurrency=4, timeout=600)
 def stubborn(event, ctx):
     start(event, ctx)
-    if event.id in ("p0-20", "p1-20", "p2-20"):
-        try:
-            open("slept-" + event.id, "x").close()
-        except FileExistsError:
-            pass
-        else:
-            until = time.monotonic() + 60
-            while time.monotonic() < until:
-                try:
-                    time.sleep(60)
-                except BaseException:
-                    pass
+    if os.path.exists("stubborn"):
+        open("sleeps-in-" + str(os.getpid()), "w").close()
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            try:
+                time.sleep(60)
+            except BaseException:
+                pass
     end(event, ctx)
 """,
     functions=("plain", "ordered", "stubborn"),
@@ -155,7 +146,12 @@ def stubborn(event, ctx):
     redelivery=True,
 )
 async def stubborn(run: Run) -> None:
-    await eventually(lambda: len([*run.project.glob("slept-*")]) == 3)
+    (run.project / "stubborn").touch()
+    sleeping: set[int] = set()
+    while any(sleeping.isdisjoint(run.executors(worker)) for worker in run.workers):
+        await run.pause(0.05, 0.1)
+        sleeping = {int(file.name.rpartition("-")[2]) for file in run.project.glob("sleeps-in-*")}
+    (run.project / "stubborn").unlink()
     for worker in run.workers:
         await steps.stop(run, worker)
 
