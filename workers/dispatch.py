@@ -150,6 +150,8 @@ class Pool:
             self._run_suspect()
         if self._recycle_events and executor.events >= self._recycle_events and executor in self._executors:
             self._retire(executor)
+        if others and executor in self._executors and any(outcome.status == TIMEOUT for _, outcome in others) and executor.has_children():
+            self._retire(executor)  # what a call that was interrupted had started ends with its executor
         if len(self._executors) > self.size and executor in self._executors and not executor.inflight:
             self._retire(executor)  # it was forked for a suspect
         self._pump()

@@ -123,6 +123,11 @@ def sleeps(event):
     time.sleep(30)
 
 @function(on="t")
+def starts_a_child(event):
+    subprocess.Popen(["sleep", "60"])
+    time.sleep(30)
+
+@function(on="t")
 def spins(event):
     while True:
         try:
@@ -391,3 +396,12 @@ async def test_an_outcome_does_not_wait_behind_a_slow_call(faulty: Project) -> N
 
     assert time.monotonic() - started < 1.0
     assert running.executor.running()
+
+
+async def test_processes_that_a_call_left_behind_are_seen(faulty: Project) -> None:
+    running = await faulty.start("starts_a_child", timeout=0.2)
+    before = running.executor.has_children()
+    outcome = await running.call()
+
+    assert outcome.status == TIMEOUT
+    assert (before, running.executor.has_children()) == (False, True)

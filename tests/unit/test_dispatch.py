@@ -29,7 +29,7 @@ class FakeExecutor:
         self.paused = False
         self.moved = 0.0
         self.events = 0
-        self.killed = self.drained = False
+        self.killed = self.drained = self.children = False
         self.frames: list[list[int]] = []
 
     def run(self, calls: list[Call]) -> None:
@@ -50,6 +50,9 @@ class FakeExecutor:
 
     def kill(self, why: str) -> None:
         self.killed = True
+
+    def has_children(self) -> bool:
+        return self.children
 
     def drain(self) -> None:
         self.drained = True
@@ -291,6 +294,19 @@ async def test_a_call_that_ignores_its_deadline_while_others_are_answered_is_cha
         b.die(executor, 1, 2, reason="deadline")
 
         assert [(1, TIMEOUT)] == [(id, status) for id, status, _ in b.settled]
+
+
+@pytest.mark.parametrize("children", [False, True])
+async def test_an_executor_in_which_a_call_timed_out_ends_if_processes_are_left_in_it(bench: Any, children: bool) -> None:
+    async with bench(size=1) as b:
+        b.submit(1, 2)
+        await b.forked(1)
+        executor = b.executors[0]
+        executor.children = children
+        call = executor.inflight.pop(1)
+        b.pool.outcomes(executor, [[]], [(call, Outcome(1, TIMEOUT, "timeout after 5 s", "", None, []))])
+
+        assert executor.drained == children
 
 
 async def test_an_executor_that_dies_with_nothing_running_is_not_forked_again_at_once(bench: Any) -> None:
