@@ -104,6 +104,10 @@ async def waits_or_not(event):
         await asyncio.sleep(event.json())
 
 @function(on="t")
+async def blocks(event):
+    time.sleep(event.json())
+
+@function(on="t")
 async def swallows(event):
     while True:
         try:
@@ -332,6 +336,16 @@ async def test_the_neighbours_of_a_call_cancelled_at_its_deadline_go_on(faulty: 
 
     assert running.answers[slow].status == TIMEOUT
     assert running.answers[other].status == OK
+
+
+async def test_a_call_that_another_one_kept_past_its_deadline_goes_on(faulty: Project) -> None:
+    running = await faulty.start("waits_or_not", "blocks", timeout=0.3)
+    await running.call(data=0)
+    (kept,) = running.send(data=0.05)
+    running.send(function=1, data=0.6)
+    await eventually(lambda: kept in running.answers)
+
+    assert running.answers[kept].status == OK
 
 
 @pytest.mark.parametrize("name", ["swallows", "hogs", "backtracks_async"])
