@@ -65,7 +65,7 @@ class Pool:
         self._executors: dict[Executor, float] = {}  # → when it last had something to do
         self._alone: dict[Executor, int] = {}  # executors that run one suspect and nothing else → its call
         self._retired: set[Executor] = set()  # they finish what they have
-        self._overdue: dict[Executor, int] = {}  # killed for this call's deadline
+        self._overdue: dict[Executor, int] = {}  # killed for this call's deadline; 0: one of several that were running
         self._forks: set[asyncio.Task[None]] = set()
         self._failures = 0
         self._not_before = 0.0
@@ -150,6 +150,8 @@ class Pool:
             self._run_suspect()
         if self._recycle_events and executor.events >= self._recycle_events and executor in self._executors:
             self._retire(executor)
+        if others and executor in self._executors and any(outcome.status == TIMEOUT for _, outcome in others) and executor.has_children():
+            self._retire(executor)  # what a call that was interrupted had started ends with its executor
         if len(self._executors) > self.size and executor in self._executors and not executor.inflight:
             self._retire(executor)  # it was forked for a suspect
         self._pump()
@@ -157,6 +159,7 @@ class Pool:
     def exited(self, executor: Executor, exit: Exit) -> None:
         """Only what a call did itself is charged to it: its deadline, or an end while nothing else ran.
 
+        Where one of several is to blame, each of them runs alone, and the guilty one shows.
         Where nobody is to blame, the calls run again; those to which that happens twice run alone from then on.
         """
         self._executors.pop(executor, None)
@@ -188,13 +191,14 @@ class Pool:
 
     def _guilty(self, exit: Exit, running: set[int], alone: int | None, overdue: int | None) -> tuple[int, Outcome]:
         """The call to charge (0: none), and with what."""
+        one = next(iter(running)) if len(running) == 1 else 0
         if overdue is not None:
-            return overdue, Outcome(0, TIMEOUT, f"still running {KILL_AFTER:g} s after its deadline: killed", "", None, [])
+            return overdue or one, Outcome(0, TIMEOUT, f"still running {KILL_AFTER:g} s after its deadline: killed", "", None, [])
         if exit.zygote_died:
             reason = f"the process that executors are forked from died while only it ran: {exit.reason}"
             return alone or 0, Outcome(0, CRASHED, reason, "", None, [])
         reason = f"executor ended while running it: {exit.reason}"
-        return (next(iter(running)) if len(running) == 1 else 0), Outcome(0, CRASHED, reason, "", None, [])
+        return one, Outcome(0, CRASHED, reason, "", None, [])
 
     # --- what time brings
 
@@ -214,10 +218,14 @@ class Pool:
     def _kill_overdue(self, executor: Executor, now: float) -> None:
         if executor in self._overdue:
             return
-        for id, started in executor.running().items():
+        running = executor.running()
+        for id, started in running.items():
             call = executor.inflight.get(id)
-            if call and now > started + self.group.functions[call.function].timeout + KILL_AFTER:
-                self._overdue[executor] = id
+            if call and now > (deadline := started + self.group.functions[call.function].timeout) + KILL_AFTER:
+                # What answered or began a call after this one's deadline had cancelled it by then. What did not hangs in one of those
+                # it was in, perhaps another: a coroutine that does not yield keeps its neighbours from their ends.
+                sure = len(running) == 1 or max(executor.moved, *running.values()) > deadline
+                self._overdue[executor] = id if sure else 0
                 log.warning("call ignores its deadline; executor killed", extra={"function": self.group.functions[call.function].name})
                 return executor.kill("deadline")
 

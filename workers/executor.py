@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import NamedTuple, Protocol, cast
 
@@ -152,6 +153,14 @@ class Executor(asyncio.Protocol):
                 return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
         except OSError:
             return 0
+
+    def has_children(self) -> bool:
+        """Whether processes that it started are still there."""
+        for task in Path(f"/proc/{self.pid}/task").glob("*/children"):
+            with suppress(OSError):
+                if task.read_bytes():
+                    return True
+        return False
 
     def drain(self) -> None:
         """It answers what it has and exits; exited() follows."""

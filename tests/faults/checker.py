@@ -6,11 +6,26 @@ Words as in docs/reliability.md. Acknowledged: publish() returned. Done: the fun
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 from .ledger import Ledgers, Start, place
+
+STEADY = 3.0  # seconds over which a rate is taken
+RECOVERED = 0.9  # of the rate before a fault
+
+
+class Frozen(NamedTuple):
+    """Executors that stood still, with or without their worker, for longer than its lease; times of ledgers. until: soon after they thawed.
+
+    docs/guarantees.md, "There is one exception": what they were at goes to another worker meanwhile, and both may run.
+    """
+
+    pids: frozenset[int]
+    begin: float
+    until: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +33,8 @@ class Expected:
     """What a scenario promises beyond "nothing is lost".
 
     functions: under test. hears: whether the n-th event of a producer goes to this function; all by default.
-    ordered: functions that promise order per key. dies: function → ids that must become dead letters.
+    ordered: functions that promise order per key. dies: ids that must become dead letters, of the functions in dying (none named: of all).
+    frozen: where order has its exception. recovers: seconds after a fault in which the rate is what it was; 0: not looked at.
     duplicates: executions beyond the first that its faults may cost. acknowledged: at least so many, or the run says nothing.
     redelivery: at least one event must have come twice. gap: seconds that no function may be without a success after a fault is healed.
     stored_once: no second copy on the bus. freed: the reaper was at work, so the bus does not hold everything any more.
@@ -27,7 +43,10 @@ class Expected:
     functions: frozenset[str]
     ordered: frozenset[str] = frozenset()
     hears: Callable[[str, int], bool] = field(default=lambda function, n: True)
-    dies: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    dies: frozenset[str] = frozenset()
+    dying: frozenset[str] = frozenset()
+    frozen: Sequence[Frozen] = ()
+    recovers: float = 0.0
     duplicates: int = 0
     acknowledged: int = 100
     redelivery: bool = False
@@ -90,10 +109,12 @@ def check(run: Ledgers, expected: Expected) -> Verdict:
     if verdict.duplicates > expected.duplicates:
         found.append(("duplicates", f"{verdict.duplicates} executions beyond the first; the faults explain {expected.duplicates}"))
     for function in sorted(expected.ordered):
-        found += _order(function, run, dead[function])
+        found += _order(function, run, dead[function], expected.frozen)
     found += _dead(run, sent, done, expected)
     verdict.longest_gap, gaps = _gaps(run, expected)
     found += gaps
+    if expected.recovers:
+        found += _recovery(run, expected.recovers)
     planned = [fault.what for fault in run.faults if fault.kind == "planned"]
     observed = [fault.what for fault in run.faults if fault.kind == "begin"]
     verdict.faults_planned, verdict.faults_observed = len(planned), len(observed)
@@ -142,7 +163,7 @@ def _stored(run: Ledgers, acked: set[str], expected: Expected) -> Iterable[tuple
             yield "lost", f"bus: {line}"
 
 
-def _order(function: str, run: Ledgers, dead: set[str]) -> Iterable[tuple[str, str]]:
+def _order(function: str, run: Ledgers, dead: set[str], frozen: Sequence[Frozen]) -> Iterable[tuple[str, str]]:
     """No event of a key starts before an earlier one is done or dead, and no two events of a key run at once.
 
     An event that is done already may be run again: the bus may have lost its settlement. That is a duplicate, not disorder.
@@ -168,9 +189,18 @@ def _order(function: str, run: Ledgers, dead: set[str]) -> Iterable[tuple[str, s
                 over[before] = max(start.t for start in starts if start.id == before)
             if over.get(before, first[after] + 1) > first[after]:
                 wrong.append(f"{after} of {key} began before {before} was over")
-    wrong += _overlap(starts, {(end.id, end.t) for end in ends})
+    ended = {(end.id, end.t) for end in ends}
+    wrong += _overlap([start for start in starts if not _excused(start, starts, ended, frozen)], ended)
     if wrong:
         yield "order", f"{function}: {len(wrong)} times: {'; '.join(wrong[:5])}"
+
+
+def _excused(start: Start, starts: list[Start], ends: set[tuple[str, float]], frozen: Sequence[Frozen]) -> bool:
+    """Run by an executor that was frozen, under way between its freeze and its thaw, of an event that another one was given."""
+    for pids, begin, until in frozen:
+        if start.pid in pids and start.t <= until and not any(id == start.id and start.t <= t < begin for id, t in ends):
+            return any(other.id == start.id and other.pid not in pids for other in starts)
+    return False
 
 
 def _overlap(starts: list[Start], ends: set[tuple[str, float]]) -> Iterable[str]:
@@ -189,11 +219,12 @@ def _overlap(starts: list[Start], ends: set[tuple[str, float]]) -> Iterable[str]
 def _dead(run: Ledgers, sent: Mapping[str, object], done: Mapping[str, Mapping[str, int]], expected: Expected) -> Iterable[tuple[str, str]]:
     shas = {attempt.id: attempt.sha for attempt in run.attempts}
     letters = Counter((letter.id, letter.function) for letter in run.dead)
+    dying = expected.dying or expected.functions
     wrong: dict[str, list[str]] = defaultdict(list)
     for (id, function), n in letters.items():
         if n > 1:
             wrong[f"{function}: more than one dead letter of"].append(id)
-        if id not in expected.dies.get(function, ()):
+        if id not in expected.dies or function not in dying:
             wrong[f"{function}: dead, and nothing was wrong with them:"].append(id)
         if id in done.get(function, {}):
             wrong[f"{function}: done and dead:"].append(id)
@@ -204,8 +235,8 @@ def _dead(run: Ledgers, sent: Mapping[str, object], done: Mapping[str, Mapping[s
             if not letter.fields.get(name):
                 wrong[f"{letter.function}: dead letters without {name}:"].append(letter.id)
     acked = {ack.id for ack in run.acks}
-    for function in sorted(expected.functions):
-        alive = expected.dies.get(function, frozenset()) & acked - {letter.id for letter in run.dead if letter.function == function}
+    for function in sorted(dying):
+        alive = expected.dies & acked - {letter.id for letter in run.dead if letter.function == function}
         wrong[f"{function}: must fail, and have no dead letter:"] += sorted(alive)
     for what, ids in wrong.items():
         if ids:
@@ -228,6 +259,29 @@ def _gaps(run: Ledgers, expected: Expected) -> tuple[float, list[tuple[str, str]
             if published and wait > expected.gap:
                 problems.append(("liveness", f"{wait:.1f} s without a success after {fault.what!r} was healed"))
     return longest, problems
+
+
+def _recovery(run: Ledgers, within: float) -> Iterable[tuple[str, str]]:
+    """Whether, so many seconds after each fault, as much succeeds as before it. Looks at faults with steady time before and after."""
+    oks = [end.t for end in run.ends if end.how == "ok"]
+    last = max((attempt.t for attempt in run.attempts), default=0.0)
+    first = min((attempt.t for attempt in run.attempts), default=0.0)
+    planned: dict[str, float] = {}
+    judged = 0
+    for fault in run.faults:
+        if fault.kind == "planned":
+            planned[fault.what] = fault.t
+        elif fault.kind == "heal":
+            began, back = planned.get(fault.what, fault.t), fault.t + within
+            others = [other.t for other in run.faults if other.what != fault.what or not began <= other.t <= fault.t]
+            if began - STEADY < first or back + STEADY > last or any(began - STEADY < t < back + STEADY for t in others):
+                continue
+            judged += 1
+            before, after = (sum(t <= ok < t + STEADY for ok in oks) / STEADY for t in (began - STEADY, back))
+            if after < RECOVERED * before:
+                yield "recovery", f"{within:g} s after {fault.what!r} was healed {after:.0f} succeed a second; before it {before:.0f} did"
+    if not judged:
+        yield "vacuous", "recovery was to be looked at, and no fault had a steady rate before and time after it"
 
 
 def _vacuous(verdict: Verdict, missed: Counter[str], expected: Expected) -> Iterable[tuple[str, str]]:

@@ -13,7 +13,6 @@ from .scenario import Scenario
 from .space import HOOK, ROOT, inside
 
 SEEDS = Path(__file__).parent / "seeds.txt"  # `scenario seed` lines of runs that were red once
-SHORT_LEASE = 4.0  # seconds: what a dead worker held comes again after so long, in the short form
 LONGEST = 3600.0  # seconds; a run that takes longer hangs
 Patch = tuple[str, str, str]
 
@@ -24,8 +23,7 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patc
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     all_patches = [*patches, *scenario.patches]
-    lease = min(SHORT_LEASE, scenario.lease) if short else scenario.lease
-    if lease != 30.0:
+    if (lease := scenario.lease_of(short=short)) != 30.0:
         all_patches.append(("broker_faas.workers.host", "ack_wait: float = 30.0", f"ack_wait: float = {lease}"))
     (folder / "patches.json").write_text(json.dumps(all_patches))
     began = time.monotonic()

@@ -16,8 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from ..helpers import eventually
 from . import checker, network
 from .disk import Disk
 from .dump import dump
-from .ledger import Ledger, digest, read
+from .ledger import Ledger, digest, place, read
 from .process import Process, children, rss, state
 from .scenario import Scenario
 
@@ -43,6 +42,7 @@ OFTEN = 40
 SELDOM = ("batch-", "consumer-", "drain", "executor-", "forked", "hand-back", "purge", "relay-", "retries-", "stream-", "worker-")
 BINARY = "application/octet-stream"
 QUIET = 120.0  # seconds for everything to be done after the last fault is healed
+WORKER_BYTES = 150 << 20  # a worker process stays below, whatever waits (I-B1)
 
 
 class Run:
@@ -60,6 +60,7 @@ class Run:
         self.notes: list[str] = []  # for the report
         self.problems: list[tuple[str, str]] = []  # found by the scenario itself
         self.peak: dict[str, int] = {}  # process → bytes
+        self.frozen: list[checker.Frozen] = []
         self.published = 0
         self.paused = asyncio.Event()  # producers wait
         self.server: Process
@@ -69,6 +70,7 @@ class Run:
         if scenario.crash:
             at = " ".join(f"{point}:{1 if point.startswith(SELDOM) else self.random.randint(1, OFTEN)}" for point in scenario.crash)
             self._environ |= {"PYTHON_FAULTS_CRASH_AT": at, "PYTHON_FAULTS_CRASHED": str(folder / "crashed")}
+        self.until_over = AsyncExitStack()  # what is to be undone when all processes have ended
         self._tasks: asyncio.TaskGroup
         self._producing: list[asyncio.Task[None]] = []
 
@@ -99,6 +101,15 @@ class Run:
     def executors(self, worker: Process) -> list[int]:
         return children(self.zygote(worker))
 
+    def family(self, worker: Process) -> list[int]:
+        """A worker, its zygote and its executors, in this order. Of the server: its pid."""
+        zygotes = children(worker.pid) if worker in self.workers else []
+        return [worker.pid, *zygotes, *(pid for zygote in zygotes for pid in children(zygote))]
+
+    @property
+    def lease(self) -> float:
+        return self.scenario.lease_of(short=self.short)
+
     def worker(self) -> Process:
         """Any that is up."""
         return self.random.choice([worker for worker in self.workers if worker.up.is_set()])
@@ -121,7 +132,10 @@ class Run:
         """SIGKILL; it is healed when it was started again and is ready."""
         async with self.fault(f"kill {process.name}") as seen:
             self.duplicates += self.in_flight if duplicates is None else duplicates
+            family = self.family(process)
             status = await process.kill()
+            if left := await outlive(family, 2.0):
+                self.problems.append(("orphans", f"{left} of {process.name} are there 2 s after it was killed"))
             assert status == -signal.SIGKILL, f"{process.name} ended with {status}"
             seen(f"ended with {status}")
             await asyncio.wait_for(process.up.wait(), 60)
@@ -200,12 +214,12 @@ class Run:
         scenario = self.scenario
         self.disk.make()
         self.project.mkdir()
-        (self.project / "app.py").write_text(scenario.app)
+        for name, source in {"app": scenario.app, **scenario.modules}.items():
+            (self.project / f"{name}.py").write_text(source)
         (self.project / "faas.toml").write_text(
-            f'project = "{PROJECT}"\nmodules = ["app"]\n'
-            f"{scenario.toml}\n[bus]\nmax_bytes = {scenario.max_bytes // 2}\ndead_bytes = {scenario.max_bytes // 8}\n"
-            f"replicas = {scenario.nodes}\n"
-            f'[worker]\nexecutors = 2\npass_env = ["LEDGER"]\n'
+            f'project = "{PROJECT}"\nmodules = {json.dumps(["app", *scenario.modules])}\n{scenario.top}\n'
+            f"[bus]\nmax_bytes = {scenario.max_bytes // 2}\ndead_bytes = {scenario.max_bytes // 8}\nreplicas = {scenario.nodes}\n"
+            f'{scenario.toml}\n[worker]\nexecutors = 2\ngrace = {scenario.grace}\npass_env = ["LEDGER"]\n'
         )
         async with asyncio.TaskGroup() as self._tasks:
             self.server = self._process(
@@ -275,7 +289,7 @@ class Run:
         async with connect(self.url, source="/load", patience=60) as bus:
             while not stop.is_set():
                 id, key = f"p{producer}-{n}", f"k{producer + PRODUCERS * (n % (KEYS // PRODUCERS))}"
-                data = rng.randbytes(rng.choice((20, 200, 2000)))
+                data = rng.randbytes(rng.choice(self.scenario.sizes))
                 delay = self.scenario.delay(n) or None
                 ledger.write("attempt", id, "-" if delay else key, digest(data))
                 while True:
@@ -338,29 +352,32 @@ class Run:
         for worker in self.workers:
             worker.wanted.clear()
             if worker.running:
-                family = [worker.pid, *(pid for zygote in children(worker.pid) for pid in (zygote, *children(zygote)))]
+                family = self.family(worker)
                 began = time.monotonic()
                 status = await worker.end(signal.SIGTERM)
-                if status or time.monotonic() - began > 30:
+                if status or time.monotonic() - began > self.scenario.grace + 5:
                     self.problems.append(("drain", f"{worker.name} ended with {status} after {time.monotonic() - began:.1f} s"))
-                try:
-                    await eventually(partial(_all_gone, family), 5)
-                except AssertionError:
+                if await outlive(family, 5.0):
                     self.problems.append(("drain", f"{worker.name} left processes behind"))
+            if self.peak.get(worker.name, 0) > WORKER_BYTES:
+                self.problems.append(("memory", f"{worker.name} had {self.peak[worker.name] >> 20} MB; {WORKER_BYTES >> 20} are allowed"))
         for process in (self.server, *self.workers):
             for status, expected in process.exits:
                 if not expected and status not in self.scenario.exits:
                     self.problems.append(("exits", f"{process.name} ended by itself with {status}; see {process.log.name}"))
 
 
-def _all_gone(pids: list[int]) -> bool:
-    return all(state(pid) in ("", "Z") for pid in pids)
+async def outlive(pids: list[int], seconds: float) -> list[int]:
+    """Those that are still there then."""
+    with suppress(AssertionError):
+        await eventually(lambda: all(state(pid) in ("", "Z") for pid in pids), seconds)
+    return [pid for pid in pids if state(pid) not in ("", "Z")]
 
 
 async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool) -> checker.Verdict:
     network.up()
     run = Run(scenario, seed, folder, short=short)
-    async with run.system():
+    async with run.until_over, run.system():
         async with run.load():
             await run.pause(1, 2)
             await scenario.harm(run)
@@ -374,10 +391,10 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool) -> c
         functions=frozenset(scenario.functions),
         ordered=frozenset(scenario.ordered),
         hears=scenario.hears,
-        dies=dict.fromkeys(
-            scenario.dying or scenario.functions,
-            frozenset(attempt.id for attempt in ledgers.attempts if scenario.dies(int(attempt.id.rpartition("-")[2]))),
-        ),
+        dies=frozenset(id for id in (attempt.id for attempt in ledgers.attempts) if scenario.dies(place(id)[1]) or scenario.doomed(id)),
+        dying=frozenset(scenario.dying),
+        frozen=run.frozen,
+        recovers=scenario.recovers,
         duplicates=run.duplicates,
         acknowledged=scenario.acknowledged,
         redelivery=scenario.redelivery,
@@ -386,7 +403,7 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool) -> c
         freed=scenario.freed,
     )
     verdict = checker.check(ledgers, expected)
-    verdict.problems += run.problems
+    verdict.problems += [*run.problems, *scenario.after(ledgers)]
     (folder / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict) | {"peak": run.peak, "notes": run.notes}))
     return verdict
 

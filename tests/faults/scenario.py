@@ -11,11 +11,11 @@ One is an async function that gets a Run, and does the harm; what is around it i
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .ledger import HANDLER
+from .ledger import HANDLER, Ledgers
 
 if TYPE_CHECKING:
     from .run import Run
@@ -51,12 +51,14 @@ class Scenario:
     short: part of `make test`; the others take minutes. needs: of what the machine allows: root, loop, nft, cgroup.
     workers: processes. nodes: nats-servers; 3 are a cluster.
     disk: under the bus: tmpfs or ext4 (its power can be cut). disk_bytes, max_bytes: its size, and the store's.
-    app: the functions under test; functions, ordered: their names. toml: more lines of faas.toml.
+    app: the functions under test; functions, ordered: their names. toml: more tables of faas.toml, top: more of its first lines.
     repeat: runs of the long form, each with a seed of its own.
-    hears: whether the n-th event of a producer goes to this function. dies: whether it must become a dead letter of `dying`, by default
-    all functions. delay: seconds from its publishing to its delivery; such events have no key.
-    rate: events a second. lease: seconds; shipped: 30. exits: how workers may end by themselves.
-    redelivery, acknowledged, gap, stored_once, freed: as in checker.Expected.
+    hears: whether the n-th event of a producer goes to this function. delay: seconds from its publishing to its delivery; such
+    events have no key. dies: whether it must become a dead letter; doomed: the same by id; dying: the functions in which; none: in all.
+    modules: more modules of the project, by name; sizes: bytes an event may have; grace: seconds of a drain.
+    rate: events a second. lease: seconds; shipped: 30. short_lease: of the short form, at most.
+    exits: how workers may end by themselves. after: more problems that the ledgers of the whole run show.
+    redelivery, acknowledged, gap, recovers, stored_once, freed: as in checker.Expected.
     crash: points at which a process of a worker dies, once each.
     patches: of the product's timing: (module, old text, new text), see hook/sitecustomize.py.
     """
@@ -77,20 +79,32 @@ class Scenario:
     functions: tuple[str, ...] = ("plain", "ordered")
     ordered: tuple[str, ...] = ("ordered",)
     toml: str = ""
+    top: str = ""
+    modules: Mapping[str, str] = field(default_factory=dict)
     hears: Callable[[str, int], bool] = field(default=lambda function, n: True)
-    dies: Callable[[int], bool] = field(default=lambda n: False)
-    dying: tuple[str, ...] = ()
     delay: Callable[[int], float] = field(default=lambda n: 0.0)
+    dies: Callable[[int], bool] = field(default=lambda n: False)
+    doomed: Callable[[str], bool] = field(default=lambda id: False)
+    dying: tuple[str, ...] = ()
     crash: tuple[str, ...] = ()
     patches: tuple[tuple[str, str, str], ...] = ()
+    sizes: tuple[int, ...] = (20, 200, 2000)
+    grace: float = 25.0
     rate: float = 200.0
     lease: float = 30.0
+    short_lease: float = 4.0
     redelivery: bool = False
     acknowledged: int = 100
     gap: float = 15.0
     stored_once: bool = True
     freed: bool = False
+    recovers: float = 0.0
+    after: Callable[[Ledgers], Iterable[tuple[str, str]]] = field(default=lambda ledgers: ())
     exits: tuple[int, ...] = ()
+
+    def lease_of(self, *, short: bool) -> float:
+        """What a dead worker held comes again after so many seconds."""
+        return min(self.short_lease, self.lease) if short else self.lease
 
 
 def scenario(name: str, what: str, **options: object) -> Callable[[Harm], Scenario]:

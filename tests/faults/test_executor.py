@@ -104,6 +104,10 @@ async def waits_or_not(event):
         await asyncio.sleep(event.json())
 
 @function(on="t")
+async def blocks(event):
+    time.sleep(event.json())
+
+@function(on="t")
 async def swallows(event):
     while True:
         try:
@@ -120,6 +124,11 @@ async def swallows_once(event):
 
 @function(on="t")
 def sleeps(event):
+    time.sleep(30)
+
+@function(on="t")
+def starts_a_child(event):
+    subprocess.Popen(["sleep", "60"])
     time.sleep(30)
 
 @function(on="t")
@@ -329,6 +338,16 @@ async def test_the_neighbours_of_a_call_cancelled_at_its_deadline_go_on(faulty: 
     assert running.answers[other].status == OK
 
 
+async def test_a_call_that_another_one_kept_past_its_deadline_goes_on(faulty: Project) -> None:
+    running = await faulty.start("waits_or_not", "blocks", timeout=0.3)
+    await running.call(data=0)
+    (kept,) = running.send(data=0.05)
+    running.send(function=1, data=0.6)
+    await eventually(lambda: kept in running.answers)
+
+    assert running.answers[kept].status == OK
+
+
 @pytest.mark.parametrize("name", ["swallows", "hogs", "backtracks_async"])
 async def test_what_ignores_its_deadline_shows_on_the_page_and_can_be_killed(faulty: Project, name: str) -> None:
     running = await faulty.start(name, timeout=0.1)
@@ -391,3 +410,12 @@ async def test_an_outcome_does_not_wait_behind_a_slow_call(faulty: Project) -> N
 
     assert time.monotonic() - started < 1.0
     assert running.executor.running()
+
+
+async def test_processes_that_a_call_left_behind_are_seen(faulty: Project) -> None:
+    running = await faulty.start("starts_a_child", timeout=0.2)
+    before = running.executor.has_children()
+    outcome = await running.call()
+
+    assert outcome.status == TIMEOUT
+    assert (before, running.executor.has_children()) == (False, True)

@@ -27,8 +27,9 @@ class FakeExecutor:
         self.inflight: dict[int, Call] = {}
         self.started: dict[int, float] = {}
         self.paused = False
+        self.moved = 0.0
         self.events = 0
-        self.killed = self.drained = False
+        self.killed = self.drained = self.children = False
         self.frames: list[list[int]] = []
 
     def run(self, calls: list[Call]) -> None:
@@ -49,6 +50,9 @@ class FakeExecutor:
 
     def kill(self, why: str) -> None:
         self.killed = True
+
+    def has_children(self) -> bool:
+        return self.children
 
     def drain(self) -> None:
         self.drained = True
@@ -252,6 +256,57 @@ async def test_a_call_past_its_deadline_is_killed_after_two_seconds_and_charged_
 
         assert [(1, TIMEOUT)] == [(id, status) for id, status, _ in b.settled]
         assert [[2]] == b.executors[1].frames
+
+
+async def test_of_calls_in_an_executor_that_hangs_each_runs_alone_before_one_is_charged(bench: Any) -> None:
+    """A coroutine that does not yield keeps its neighbours from their ends, and they may have begun before it."""
+    async with bench(size=1, timeout=5.0) as b:
+        b.submit(1, 2, 3)
+        await b.forked(1)
+        executor = b.executors[0]
+        now = monotonic()
+        executor.started = {1: now - 7.2, 2: now - 7.1}
+        executor.moved = now - 7.0
+        b.pool.tick(now)
+        b.die(executor, 1, 2, reason="deadline")
+        await b.forked(4)
+
+        assert [] == b.settled
+        assert [[[1]], [[2]], [[3]]] == [executor.frames for executor in b.executors[1:]]
+
+        b.finish(b.executors[1], 1)
+        b.executors[2].started = {2: now - 7.1}
+        b.pool.tick(now)
+        b.die(b.executors[2], 2, reason="deadline")
+
+        assert [(1, OK), (2, TIMEOUT)] == [(id, status) for id, status, _ in b.settled]
+
+
+async def test_a_call_that_ignores_its_deadline_while_others_are_answered_is_charged_at_once(bench: Any) -> None:
+    async with bench(size=1, timeout=5.0) as b:
+        b.submit(1, 2)
+        await b.forked(1)
+        executor = b.executors[0]
+        now = monotonic()
+        executor.started = {1: now - 7.1, 2: now - 3}
+        executor.moved = now - 1
+        b.pool.tick(now)
+        b.die(executor, 1, 2, reason="deadline")
+
+        assert [(1, TIMEOUT)] == [(id, status) for id, status, _ in b.settled]
+
+
+@pytest.mark.parametrize("children", [False, True])
+async def test_an_executor_in_which_a_call_timed_out_ends_if_processes_are_left_in_it(bench: Any, children: bool) -> None:
+    async with bench(size=1) as b:
+        b.submit(1, 2)
+        await b.forked(1)
+        executor = b.executors[0]
+        executor.children = children
+        call = executor.inflight.pop(1)
+        b.pool.outcomes(executor, [[]], [(call, Outcome(1, TIMEOUT, "timeout after 5 s", "", None, []))])
+
+        assert executor.drained == children
 
 
 async def test_an_executor_that_dies_with_nothing_running_is_not_forked_again_at_once(bench: Any) -> None:

@@ -17,6 +17,9 @@ from ..output import Output, Slot, current
 from .outbox import LINGER_NS, MANY, Outbox
 from .python import Callee, skipped
 
+STALLED = 0.1  # seconds that deadlines are noticed too late, from which on some call must have kept the loop
+MAKES_UP = 0.5  # seconds that calls are given at most for such a time; the worker waits for longer (dispatch.KILL_AFTER)
+
 
 class CoroutineSlot(Slot):
     """deadline: seconds of monotonic(), or inf. overdue: it was cancelled at its deadline."""
@@ -180,9 +183,12 @@ class Coroutines:
 
     def _sweep(self) -> None:
         now = monotonic()
+        late = now - self._sweep_at
         self._sweep_at = inf
         for slot in self._slots:
-            if slot.deadline <= now:
+            if slot.deadline <= now and late > STALLED:
+                slot.deadline = now + min(late, MAKES_UP)  # the loop stood still, for another call perhaps
+            elif slot.deadline <= now:
                 slot.deadline = inf
                 slot.overdue = True
                 slot.task.cancel()

@@ -131,7 +131,7 @@ def _scenario(name: str, crash_points: tuple[str, ...], *, short: bool) -> Scena
         dies=lambda n: n % 13 == 5,
         dying=("plain",),
         delay=lambda n: 0.5 if n % 19 == 5 else 0.0,
-        toml="keep = 1" if reaper else "",
+        top="keep = 1" if reaper else "",
         lease=3.0,
         exits=(-signal.SIGKILL,),
         patches=tuple(patches),
