@@ -27,6 +27,7 @@ from broker_faas.errors import FaasError
 
 from ..helpers import eventually
 from . import checker, network
+from .cluster import Cluster
 from .disk import Disk
 from .dump import dump
 from .ledger import Ledger, digest, read
@@ -58,7 +59,8 @@ class Run:
         self.peak: dict[str, int] = {}  # process → bytes
         self.published = 0
         self.paused = asyncio.Event()  # producers wait
-        self.server: Process
+        self.server: Process  # of one node
+        self.cluster = Cluster(folder, scenario)  # of three
         self.workers: list[Process] = []
         self._faults = Ledger(folder / "faults")
         self._environ = {"FAULTS_PATCHES": str(patches)}
@@ -80,8 +82,15 @@ class Run:
 
     @property
     def url(self) -> str:
+        """Of every server, with credentials, separated by commas."""
+        if self.scenario.nodes > 1:
+            return self.cluster.url
         accounts = json.loads((self.disk.place / "nats" / "identity.json").read_text())["accounts"]
         return f"nats://faas:{accounts['faas']}@127.0.0.1:{PORT}"
+
+    @property
+    def servers(self) -> list[Process]:
+        return self.cluster.servers if self.scenario.nodes > 1 else [self.server]
 
     @property
     def nats(self) -> int:
@@ -193,22 +202,25 @@ class Run:
     @asynccontextmanager
     async def system(self) -> AsyncIterator[None]:
         scenario = self.scenario
-        self.disk.make()
+        (self.cluster if scenario.nodes > 1 else self.disk).make()
         self.project.mkdir()
         (self.project / "app.py").write_text(scenario.app)
         (self.project / "faas.toml").write_text(
             f'project = "{PROJECT}"\nmodules = ["app"]\n'
             f"[bus]\nmax_bytes = {scenario.max_bytes // 2}\ndead_bytes = {scenario.max_bytes // 8}\nreplicas = {scenario.nodes}\n"
+            f"insecure = {str(scenario.nodes > 1).lower()}\n"
             f'{scenario.toml}\n[worker]\nexecutors = 2\npass_env = ["LEDGER", "FAULTS_PATCHES", "FAULTS_CRASH_AT", "FAULTS_CRASHED"]\n'
         )
         async with asyncio.TaskGroup() as self._tasks:
-            self.server = self._process(
-                "nats-server",
-                ["-m", "tests.faults.server", f"{self.disk.place / 'nats'}", f"{PORT}", f"{scenario.max_bytes}"],
-                self._server_ready,
-            )
-            keepers = [self._tasks.create_task(self.server.keep())]
-            await self.server.up.wait()
+            if scenario.nodes == 1:
+                self.server = self._process(
+                    "nats-server",
+                    ["-m", "tests.faults.server", f"{self.disk.place / 'nats'}", f"{PORT}", f"{scenario.max_bytes}"],
+                    self._server_ready,
+                )
+            keepers = [self._tasks.create_task(server.keep()) for server in self.servers]
+            for server in self.servers:
+                await server.up.wait()
             for n in range(scenario.workers):
                 worker = self.add_worker(n)
                 keepers.append(self._tasks.create_task(worker.keep()))
@@ -246,11 +258,11 @@ class Run:
 
     async def _sample(self) -> None:
         while True:
-            for process in (self.server, *self.workers):
+            for process in (*self.servers, *self.workers):
                 if process.running:
                     pid = process.pid
                     with suppress(OSError, ValueError, IndexError):
-                        if process is self.server:
+                        if self.scenario.nodes == 1 and process is self.server:
                             pid = self.nats
                         self.peak[process.name] = max(self.peak.get(process.name, 0), rss(pid))
             await asyncio.sleep(0.5)
@@ -328,7 +340,7 @@ class Run:
                     await eventually(partial(_all_gone, family), 5)
                 except AssertionError:
                     self.problems.append(("drain", f"{worker.name} left processes behind"))
-        for process in (self.server, *self.workers):
+        for process in (*self.servers, *self.workers):
             for status, expected in process.exits:
                 if not expected and status not in self.scenario.exits:
                     self.problems.append(("exits", f"{process.name} ended by itself with {status}; see {process.log.name}"))
@@ -347,7 +359,7 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patc
             await scenario.harm(run)
             await run.pause(1, 2)
         await run.quiet()
-        stored, dead = await dump([run.url], PROJECT)
+        stored, dead = await dump(run.url.split(","), PROJECT)
         await run.drain()
     ledgers = read(folder)._replace(stored=stored, dead=dead)
     expected = checker.Expected(
