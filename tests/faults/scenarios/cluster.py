@@ -100,14 +100,12 @@ async def split(run: Run) -> None:
         async with run.fault(f"{stale.name} frozen, {cut.name} without power, then {best.name} frozen") as seen:
             run.duplicates += 2 * _all(run)
             await stop(stale)
-            published = run.published
-            await eventually(lambda: run.published > published + 100, 30)  # what only the other two know
+            await acknowledged(run, 100)  # what only the other two know
             await run.pause(0, 1)
             await stop(best)
             evidence = await without_power([cut])
             stale.server.resume()
-            before = run.published
-            await eventually(lambda: run.published > before + 100, 60)  # the two of them are the bus now
+            await acknowledged(run, 100)  # the two of them are the bus now
             seen(evidence)
             best.server.resume()
             await asyncio.wait_for(cut.server.up.wait(), 60)
@@ -159,6 +157,12 @@ async def stop(node: Node) -> None:
     pid = node.server.pid
     os.kill(pid, signal.SIGSTOP)
     await eventually(lambda: state(pid) == "T")
+
+
+async def acknowledged(run: Run, events: int) -> None:
+    """Until so many more are."""
+    before = run.published
+    await eventually(lambda: run.published >= before + events, 60)
 
 
 def _all(run: Run) -> int:
