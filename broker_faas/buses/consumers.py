@@ -19,18 +19,12 @@ Consumer = dict[str, Any]  # a CONSUMER.INFO answer
 
 
 async def find(bus: Api, stream: str, name: str) -> Consumer | None:
-    """Asks twice: on a cluster nobody answers for a consumer that another worker has just made, until it has a leader."""
-    for last in (False, True):
-        try:
-            return await bus.api(f"CONSUMER.INFO.{stream}.{name}")
-        except BusRefused as error:
-            if error.code == NO_CONSUMER:
-                return None
-            raise
-        except BusUnavailable:
-            if last:
-                raise
-    return None
+    try:
+        return await bus.api(f"CONSUMER.INFO.{stream}.{name}")
+    except BusRefused as error:
+        if error.code == NO_CONSUMER:
+            return None
+        raise
 
 
 async def listing(bus: Api, stream: str) -> list[Consumer]:
