@@ -18,6 +18,7 @@ class Expected:
     """What a scenario promises beyond "nothing is lost".
 
     functions: that every event goes to. ordered: those of them that promise order per key. dies: ids that must become dead letters.
+    damaged: ids that may be lost, for their bytes on disk were changed; never altered.
     duplicates: executions beyond the first that its faults may cost. acknowledged: at least so many, or the run says nothing.
     redelivery: at least one event must have come twice. gap: seconds that no function may be without a success after a fault is healed.
     """
@@ -25,6 +26,7 @@ class Expected:
     functions: frozenset[str]
     ordered: frozenset[str] = frozenset()
     dies: frozenset[str] = frozenset()
+    damaged: frozenset[str] = frozenset()
     duplicates: int = 0
     acknowledged: int = 100
     redelivery: bool = False
@@ -77,7 +79,7 @@ def check(run: Ledgers, expected: Expected) -> Verdict:
     verdict.redelivered = _redelivered(run.starts)
     found = verdict.problems
     for function in sorted(expected.functions):
-        lost = acked - done[function].keys() - dead[function]
+        lost = acked - done[function].keys() - dead[function] - expected.damaged
         verdict.lost += len(lost)
         found += [("lost", f"{function}: {line}") for line in _where(lost, set(done[function]) | dead[function])]
     found += _unexpected(run, sent)
@@ -132,7 +134,7 @@ def _stored(run: Ledgers, acked: set[str], expected: Expected) -> Iterable[tuple
     copies = Counter((stored.id, stored.topic) for stored in run.stored)
     if expected.stored_once and (twice := [id for (id, _), n in copies.items() if n > 1]):
         yield "stored twice", f"{len(twice)} events are on the bus more than once: {sorted(twice)[:10]}"
-    if missing := acked - {id for id, _ in copies}:
+    if missing := acked - {id for id, _ in copies} - expected.damaged:
         for line in _where(missing, {id for id, _ in copies}):
             yield "lost", f"bus: {line}"
 

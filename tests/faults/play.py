@@ -22,7 +22,7 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patc
     folder = folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    all_patches = [*patches]
+    all_patches = [*scenario.patches, *patches]
     if scenario.lease != 30.0:
         all_patches.append(("broker_faas.workers.host", "ack_wait: float = 30.0", f"ack_wait: float = {scenario.lease}"))
     (folder / "patches.json").write_text(json.dumps(all_patches))

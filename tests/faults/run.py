@@ -14,6 +14,7 @@ import random
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -58,6 +59,8 @@ class Run:
         self.problems: list[tuple[str, str]] = []  # found by the scenario itself
         self.peak: dict[str, int] = {}  # process → bytes
         self.published = 0
+        self.refused: Counter[str] = Counter()  # what publish() raised, by type
+        self.damaged: set[str] = set()  # ids whose bytes on disk a fault has changed: they may be missing, and nothing else
         self.paused = asyncio.Event()  # producers wait
         self.server: Process  # of one node
         self.cluster = Cluster(folder, scenario)  # of three
@@ -78,6 +81,11 @@ class Run:
         """Seconds, drawn by the seed."""
         await asyncio.sleep(self.random.uniform(least, most))
 
+    async def acknowledged(self, events: int, timeout: float = 60.0) -> None:
+        """Until so many more are."""
+        before = self.published
+        await eventually(lambda: self.published >= before + events, timeout)
+
     # --- what is there
 
     @property
@@ -96,6 +104,14 @@ class Run:
     def nats(self) -> int:
         """The server's own pid, below its keeper."""
         return int(json.loads((self.disk.place / "nats" / "server.json").read_text())["pid"])
+
+    @property
+    def store(self) -> Path:
+        """JetStream's folder, of one node."""
+        return self.disk.place / "nats" / "js"
+
+    def server_log(self) -> str:
+        return (self.disk.place / "nats" / "server.log").read_text(errors="replace")
 
     def zygote(self, worker: Process) -> int:
         return children(worker.pid)[0]
@@ -206,7 +222,7 @@ class Run:
         self.project.mkdir()
         (self.project / "app.py").write_text(scenario.app)
         (self.project / "faas.toml").write_text(
-            f'project = "{PROJECT}"\nmodules = ["app"]\n'
+            f'project = "{PROJECT}"\nmodules = ["app"]\nkeep = {scenario.keep}\n'
             f"[bus]\nmax_bytes = {scenario.max_bytes // 2}\ndead_bytes = {scenario.max_bytes // 8}\nreplicas = {scenario.nodes}\n"
             f"insecure = {str(scenario.nodes > 1).lower()}\n"
             f'{scenario.toml}\n[worker]\nexecutors = 2\npass_env = ["LEDGER", "FAULTS_PATCHES", "FAULTS_CRASH_AT", "FAULTS_CRASHED"]\n'
@@ -215,7 +231,14 @@ class Run:
             if scenario.nodes == 1:
                 self.server = self._process(
                     "nats-server",
-                    ["-m", "tests.faults.server", f"{self.disk.place / 'nats'}", f"{PORT}", f"{scenario.max_bytes}"],
+                    [
+                        "-m",
+                        "tests.faults.server",
+                        f"{self.disk.place / 'nats'}",
+                        f"{PORT}",
+                        f"{scenario.max_bytes}",
+                        *(["kept"] if scenario.kept else []),
+                    ],
                     self._server_ready,
                 )
             keepers = [self._tasks.create_task(server.keep()) for server in self.servers]
@@ -286,13 +309,14 @@ class Run:
         async with connect(self.url, source="/load", patience=60) as bus:
             while not stop.is_set():
                 id, key = f"p{producer}-{n}", f"k{producer + PRODUCERS * (n % (KEYS // PRODUCERS))}"
-                data = rng.randbytes(rng.choice((20, 200, 2000)))
+                data = rng.randbytes(rng.choice(self.scenario.sizes))
                 ledger.write("attempt", id, key, digest(data))
                 while True:
                     try:
                         await bus.publish("load", data, id=id, key=key, datacontenttype="application/octet-stream")
                         break
-                    except FaasError:
+                    except FaasError as error:
+                        self.refused[type(error).__name__] += 1
                         if stop.is_set():
                             return  # attempted and never acknowledged
                         await asyncio.sleep(0.1)
@@ -361,11 +385,12 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patc
         await run.quiet()
         stored, dead = await dump(run.url.split(","), PROJECT)
         await run.drain()
-    ledgers = read(folder)._replace(stored=stored, dead=dead)
+    ledgers = read(folder)._replace(stored=stored if scenario.keep >= 86400 else [], dead=dead)
     expected = checker.Expected(
         functions=frozenset(scenario.functions),
         ordered=frozenset(scenario.ordered),
         dies=frozenset(attempt.id for attempt in ledgers.attempts if scenario.dies(int(attempt.id.rpartition("-")[2]))),
+        damaged=frozenset(run.damaged),
         duplicates=run.duplicates,
         acknowledged=scenario.acknowledged,
         redelivery=scenario.redelivery,

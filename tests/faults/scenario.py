@@ -54,7 +54,9 @@ class Scenario:
     app: the functions under test; functions, ordered: their names. toml: more lines of faas.toml.
     repeat: runs of the long form, each with a seed of its own.
     dies: of the n-th event of a producer, whether it must become a dead letter.
-    rate: events a second. lease: seconds; shipped: 30. exits: how workers may end by themselves.
+    keep: seconds that settled events stay; where they may go before the end, the bus is not looked into afterwards.
+    kept: the server is kept as `faas dev` keeps it. patches: (module, old text, new text) of the product.
+    sizes: bytes of data that events have. rate: events a second. lease: seconds; shipped: 30. exits: how workers may end by themselves.
     redelivery, acknowledged, gap: as in checker.Expected.
     """
 
@@ -75,6 +77,10 @@ class Scenario:
     ordered: tuple[str, ...] = ("ordered",)
     toml: str = ""
     dies: Callable[[int], bool] = field(default=lambda n: False)
+    keep: float = 86400.0
+    kept: bool = False
+    patches: tuple[tuple[str, str, str], ...] = ()
+    sizes: tuple[int, ...] = (20, 200, 2000)
     rate: float = 200.0
     lease: float = 30.0
     redelivery: bool = False

@@ -102,12 +102,12 @@ async def split(run: Run) -> None:
         async with run.fault(f"{stale.name} frozen, {cut.name} without power, then {best.name} frozen") as seen:
             run.duplicates += 2 * _all(run)
             await stop(stale)
-            await acknowledged(run, 100)  # what only the other two know
+            await run.acknowledged(100)  # what only the other two know
             await run.pause(0, 1)
             await stop(best)
             evidence = await without_power([cut])
             stale.server.resume()
-            await acknowledged(run, 100)  # the two of them are the bus now
+            await run.acknowledged(100)  # the two of them are the bus now
             seen(evidence)
             best.server.resume()
             await asyncio.wait_for(cut.server.up.wait(), 60)
@@ -164,13 +164,7 @@ async def stop(node: Node) -> None:
 async def working(run: Run) -> None:
     """Until all is as it was before a fault: a second one before an election is over would be charged to the first."""
     await run.cluster.healthy()
-    await acknowledged(run, 20)
-
-
-async def acknowledged(run: Run, events: int) -> None:
-    """Until so many more are."""
-    before = run.published
-    await eventually(lambda: run.published >= before + events, 60)
+    await run.acknowledged(20)
 
 
 def _all(run: Run) -> int:
