@@ -44,6 +44,10 @@ def cut(file: Path, rng: random.Random, most: int) -> str:
     return f"the last {gone} of {size} bytes of {file.parent.name}/{file.name}"
 
 
+def cut_any(file: Path, rng: random.Random) -> str:
+    return cut(file, rng, file.stat().st_size)
+
+
 def fill(file: Path) -> int:
     """Until the volume has no byte left; how many were written."""
     written = 0

@@ -383,7 +383,7 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patc
             await scenario.harm(run)
             await run.pause(1, 2)
         await run.quiet()
-        stored, dead = await dump(run.url.split(","), PROJECT)
+        stored, dead = await dump(run.url.split(","), PROJECT, len(run.damaged))
         await run.drain()
     ledgers = read(folder)._replace(stored=stored if scenario.keep >= 86400 else [], dead=dead)
     expected = checker.Expected(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 from functools import partial
+from pathlib import Path
 
 from ...helpers import eventually
 from .. import damage
@@ -72,16 +73,60 @@ async def disk_full(run: Run) -> None:
 
 @scenario("F25-data", "one bit of an event on disk is flipped: it is not delivered altered", proves=("I-T2",), lease=10.0)
 async def bit_flipped(run: Run) -> None:
+    """nats-server finds it by its checksum, and passes over it without a word: that one event is lost, every other one is there."""
     for _ in range(run.times(3, short=1)):
         await without_workers(run)
-        await run.acknowledged(200, 30)
+        await run.acknowledged(200)
         async with run.fault("bit flip in an event") as seen:
             await stop_server(run)
             victim = run.random.choice([ack.id for ack in read(run.folder).acks[-150:]])
             run.damaged.add(victim)
-            evidence = damage.flip_data(damage.streams(run.store) / "events", victim, run.random)
+            evidence = damage.flip_data(events(run), victim, run.random)
             seen(f"{victim}: {evidence}")
             await start_again(run)
+
+
+@scenario("F25-end", "the end of the last block is missing: what was in it is lost, and nothing is altered", proves=("I-T2",), lease=10.0)
+async def block_cut(run: Run) -> None:
+    """What a disk that lied about its syncs leaves. Events that lay in what is gone may be missing; they were the last ones."""
+    for _ in range(run.times(3, short=1)):
+        await run.acknowledged(200)
+        async with run.fault("last block cut") as seen:
+            await stop_server(run)
+            run.damaged.update(ack.id for ack in read(run.folder).acks[-30:])  # 8 producers: the last 4 KB hold less
+            seen(damage.cut(last_block(run), run.random, 4096))
+            await start_again(run)
+
+
+@scenario("F25-consumer", "the state of a consumer is damaged: its events come again, none is lost", proves=("I-T2", "I-D1"), lease=10.0)
+async def consumer_damaged(run: Run) -> None:
+    for _ in range(run.times(5, short=1)):
+        await run.acknowledged(100)
+        async with run.fault("consumer state damaged") as seen:
+            await stop_server(run)
+            run.duplicates += 10 * run.published  # whatever was ever acknowledged may come again
+            state = run.random.choice(sorted(events(run).glob("obs/*/o.dat")))
+            seen(run.random.choice((damage.flip_any, damage.cut_any))(state, run.random))
+            await start_again(run)
+
+
+@scenario("F25-meta", "the description of the events stream is damaged", proves=("I-T2", "I-D1"), lease=10.0)
+async def meta_damaged(run: Run) -> None:
+    for _ in range(run.times(5, short=1)):
+        await run.acknowledged(100)
+        async with run.fault("meta.inf damaged") as seen:
+            await stop_server(run)
+            seen(damage.flip_any(events(run) / "meta.inf", run.random))
+            await start_again(run)
+
+
+def events(run: Run) -> Path:
+    """The folder of the events stream."""
+    return damage.streams(run.store) / "events"
+
+
+def last_block(run: Run) -> Path:
+    return max(events(run).glob("msgs/*.blk"), key=lambda block: int(block.stem))
 
 
 async def without_workers(run: Run) -> None:
