@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import re
 import secrets
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ASK_AGAIN = 2.0  # seconds: while a cluster elects who leads a stream or a consumer, nobody answers for it
 MAX_KEPT = 1 << 20  # bytes of acks kept while disconnected
 REFUSED = 30.0  # seconds of refused credentials, after a connection was lost, until it counts as closed for good
 REFUSAL = "NATS refuses these credentials; check user, password, token or the .creds file of the bus"
+_QUESTION = re.compile(r"(STREAM|CONSUMER)\.(INFO|LIST|MSG\.GET)\b")  # API calls that change nothing
 _VIOLATION = re.compile(r'permissions violation for (publish|subscription).* to "([^"]+)"')
 
 
@@ -98,7 +101,7 @@ class Connection:
     async def apis(
         self, calls: Sequence[tuple[str, dict[str, Any] | None]], *, seconds: float = 5.0
     ) -> list[dict[str, Any] | BusRefused | BusUnavailable]:
-        """Many calls in one write; an answer or error for each."""
+        """Many calls in one write; an answer or error for each. Questions that get none are asked again meanwhile."""
         if not calls:
             return []
         subjects = [f"$JS.API.{verb}" for verb, _ in calls]
@@ -115,7 +118,11 @@ class Connection:
                 for n, (subject, body) in enumerate(zip(subjects, bodies, strict=True))
             ]
             self.write(b"".join(frames))
-            await replies.wait(seconds)
+            for n in range(math.ceil(seconds / ASK_AGAIN)):
+                if await replies.wait(min(ASK_AGAIN, seconds - n * ASK_AGAIN)) or replies.done.done():
+                    break
+                asked = zip(frames, calls, replies.answers, strict=True)
+                self.write(b"".join([frame for frame, (verb, _), answer in asked if answer is None and _QUESTION.match(verb)]))
         return [api_answer(subject, replies.answers[n], n in replies.denied, seconds) for n, subject in enumerate(subjects)]
 
     # --- subscriptions ---

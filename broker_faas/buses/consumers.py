@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import BusRefused, BusUnavailable
 from .store import Api, stored, together
 
+PAUSES = (0.0, 0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds before each try to list: an election takes up to 5
 NO_CONSUMER, EXISTS = 10014, 10148  # JetStream's err_codes; EXISTS: with another configuration
 
 Consumer = dict[str, Any]  # a CONSUMER.INFO answer
@@ -29,24 +31,34 @@ async def listing(bus: Api, stream: str) -> list[Consumer]:
     """Every durable consumer, or BusUnavailable: never a part of them, for what is missing would be robbed.
 
     The server sends them by name, 256 at a time. Each page begins with the last one of the page before: if it does not,
-    consumers came or went in between, and the list starts anew.
+    consumers came or went in between, and the list starts anew. So it does while one has no leader: on a cluster every new
+    consumer elects one, and workers that start together make theirs while others look.
     """
-    for _ in range(5):
-        found: list[Consumer] = []
-        while True:
-            answer = await bus.api(f"CONSUMER.LIST.{stream}", {"offset": max(len(found) - 1, 0)})
-            page = answer.get("consumers") or []
-            if missing := answer.get("missing") or answer.get("offline"):
-                raise BusUnavailable(f"consumers {', '.join(missing)} of {stream} have no leader now; try again later")
-            if found and (not page or page[0]["name"] != found[-1]["name"]):
-                break
-            more = page[1:] if found else page
+    why = ""
+    for wait in PAUSES:
+        await asyncio.sleep(wait)
+        found, why = await _listed(bus, stream)
+        if not why:
+            return [one for one in found if one["config"].get("durable_name")]
+    raise BusUnavailable(why)
+
+
+async def _listed(bus: Api, stream: str) -> tuple[list[Consumer], str]:
+    """(all consumers, "") or ([], why not)."""
+    found: list[Consumer] = []
+    while True:
+        answer = await bus.api(f"CONSUMER.LIST.{stream}", {"offset": max(len(found) - 1, 0)})
+        page = answer.get("consumers") or []
+        if missing := answer.get("missing") or answer.get("offline"):
+            return [], f"consumers {', '.join(missing)} of {stream} have no leader now; try again later"
+        more = page[1:] if found else page
+        moved = bool(found) and (not page or page[0]["name"] != found[-1]["name"])
+        if not moved:
             found += more
             if len(found) >= answer["total"]:
-                return [one for one in found if one["config"].get("durable_name")]
-            if not more:
-                break
-    raise BusUnavailable(f"the consumers of {stream} change faster than they can be listed; try again later")
+                return found, ""
+        if moved or not more:
+            return [], f"the consumers of {stream} change faster than they can be listed; try again later"
 
 
 async def of_queue(bus: Api, stream: str, queue: str) -> list[Consumer]:

@@ -41,11 +41,7 @@ class Replies:
 
     async def wait(self, seconds: float) -> bool:
         """True once all have answered; False after `seconds` or when the connection is lost."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self.done
-        except TimeoutError:
-            pass
+        await asyncio.wait([self.done], timeout=seconds)
         return not self.left
 
 

@@ -54,7 +54,7 @@ def dev(url: str | None) -> None:
 
 async def _dev(read: Callable[[], Config]) -> None:
     from .. import reaper, service
-    from ..embedded import find_running
+    from ..embedded import EmbeddedNats, find_running
     from ..options import masked
     from .stats import answering
 
@@ -67,7 +67,9 @@ async def _dev(read: Callable[[], Config]) -> None:
         if config.bus.url:
             place = Place(config.bus.url, f"{masked(config.bus.url)} ({config.origins['bus.url']})", config, config.bus.monitor_url)
         else:
-            own = await stack.enter_async_context(OwnServer(config).open())
+            binary = os.environ.get("FAAS_NATS_SERVER")
+            options = EmbeddedNats(config.state, binary=Path(binary) if binary else None)
+            own = await stack.enter_async_context(OwnServer(options).open())
             place = Place(own.server.url, "a server of its own, events are kept in .faas/", own.fitted(config), own.server.monitor_url)
             services.append(own.keep)
         click.echo(f"bus: {place.where}")
@@ -248,15 +250,12 @@ class Generation:
 
 
 class OwnServer:
-    """The embedded server. It is started again, on its port, if it dies."""
+    """The embedded server. It is started again, on its port, if it dies, or when a disk that was full has space again."""
 
     server: Server
 
-    def __init__(self, config: Config) -> None:
-        from ..embedded import EmbeddedNats
-
-        binary = os.environ.get("FAAS_NATS_SERVER")
-        self._options: EmbeddedNats = EmbeddedNats(config.state, binary=Path(binary) if binary else None)
+    def __init__(self, options: EmbeddedNats) -> None:
+        self._options = options
         self._stack = AsyncExitStack()
 
     @asynccontextmanager

@@ -35,9 +35,9 @@ class Expected:
     functions: under test. hears: whether the n-th event of a producer goes to this function; all by default.
     ordered: functions that promise order per key. dies: ids that must become dead letters, of the functions in dying (none named: of all).
     frozen: where order has its exception. recovers: seconds after a fault in which the rate is what it was; 0: not looked at.
+    damaged: ids that may be lost, for their bytes on disk were changed; never altered.
     duplicates: executions beyond the first that its faults may cost. acknowledged: at least so many, or the run says nothing.
     redelivery: at least one event must have come twice. gap: seconds that no function may be without a success after a fault is healed.
-    stored_once: no second copy on the bus. freed: the reaper was at work, so the bus does not hold everything any more.
     """
 
     functions: frozenset[str]
@@ -47,12 +47,11 @@ class Expected:
     dying: frozenset[str] = frozenset()
     frozen: Sequence[Frozen] = ()
     recovers: float = 0.0
+    damaged: frozenset[str] = frozenset()
     duplicates: int = 0
     acknowledged: int = 100
     redelivery: bool = False
     gap: float = 15.0
-    stored_once: bool = True
-    freed: bool = False
 
 
 @dataclass(slots=True)
@@ -101,7 +100,7 @@ def check(run: Ledgers, expected: Expected) -> Verdict:
     found = verdict.problems
     for function in sorted(expected.functions):
         heard = {id for id in acked if expected.hears(function, place(id)[1])}
-        lost = heard - done[function].keys() - dead[function]
+        lost = heard - done[function].keys() - dead[function] - expected.damaged
         verdict.lost += len(lost)
         found += [("lost", f"{function}: {line}") for line in _where(lost, set(done[function]) | dead[function])]
     found += _unexpected(run, sent)
@@ -156,9 +155,9 @@ def _stored(run: Ledgers, acked: set[str], expected: Expected) -> Iterable[tuple
     if not run.stored:
         return
     copies = Counter((stored.id, stored.topic) for stored in run.stored)
-    if expected.stored_once and (twice := [id for (id, _), n in copies.items() if n > 1]):
+    if twice := [id for (id, _), n in copies.items() if n > 1]:
         yield "stored twice", f"{len(twice)} events are on the bus more than once: {sorted(twice)[:10]}"
-    if missing := set() if expected.freed else acked - {id for id, _ in copies}:
+    if missing := acked - {id for id, _ in copies} - expected.damaged:
         for line in _where(missing, {id for id, _ in copies}):
             yield "lost", f"bus: {line}"
 

@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,7 @@ from broker_faas.errors import FaasError
 
 from ..helpers import eventually
 from . import checker, network
+from .cluster import Cluster
 from .disk import Disk
 from .dump import dump
 from .ledger import Ledger, digest, place, read
@@ -62,8 +64,11 @@ class Run:
         self.peak: dict[str, int] = {}  # process → bytes
         self.frozen: list[checker.Frozen] = []
         self.published = 0
+        self.refused: Counter[str] = Counter()  # what publish() raised, by type
+        self.damaged: set[str] = set()  # ids whose bytes on disk a fault has changed: they may be missing, and nothing else
         self.paused = asyncio.Event()  # producers wait
-        self.server: Process
+        self.server: Process  # of one node
+        self.cluster = Cluster(folder, scenario)  # of three
         self.workers: list[Process] = []
         self._faults = Ledger(folder / "faults")
         self._environ: dict[str, str] = {}
@@ -83,17 +88,37 @@ class Run:
         """Seconds, drawn by the seed."""
         await asyncio.sleep(self.random.uniform(least, most))
 
+    async def acknowledged(self, events: int, timeout: float = 60.0) -> None:
+        """Until so many more are."""
+        before = self.published
+        await eventually(lambda: self.published >= before + events, timeout)
+
     # --- what is there
 
     @property
     def url(self) -> str:
+        """Of every server, with credentials, separated by commas."""
+        if self.scenario.nodes > 1:
+            return self.cluster.url
         accounts = json.loads((self.disk.place / "nats" / "identity.json").read_text())["accounts"]
         return f"nats://faas:{accounts['faas']}@127.0.0.1:{PORT}"
+
+    @property
+    def servers(self) -> list[Process]:
+        return self.cluster.servers if self.scenario.nodes > 1 else [self.server]
 
     @property
     def nats(self) -> int:
         """The server's own pid, below its keeper."""
         return int(json.loads((self.disk.place / "nats" / "server.json").read_text())["pid"])
+
+    @property
+    def store(self) -> Path:
+        """JetStream's folder, of one node."""
+        return self.disk.place / "nats" / "js"
+
+    def server_log(self) -> str:
+        return (self.disk.place / "nats" / "server.log").read_text(errors="replace")
 
     def zygote(self, worker: Process) -> int:
         return children(worker.pid)[0]
@@ -212,23 +237,33 @@ class Run:
     @asynccontextmanager
     async def system(self) -> AsyncIterator[None]:
         scenario = self.scenario
-        self.disk.make()
+        (self.cluster if scenario.nodes > 1 else self.disk).make()
         self.project.mkdir()
         for name, source in {"app": scenario.app, **scenario.modules}.items():
             (self.project / f"{name}.py").write_text(source)
         (self.project / "faas.toml").write_text(
-            f'project = "{PROJECT}"\nmodules = {json.dumps(["app", *scenario.modules])}\n{scenario.top}\n'
+            f'project = "{PROJECT}"\nmodules = {json.dumps(["app", *scenario.modules])}\nkeep = {scenario.keep}\n'
             f"[bus]\nmax_bytes = {scenario.max_bytes // 2}\ndead_bytes = {scenario.max_bytes // 8}\nreplicas = {scenario.nodes}\n"
+            f"insecure = {str(scenario.nodes > 1).lower()}\n"
             f'{scenario.toml}\n[worker]\nexecutors = 2\ngrace = {scenario.grace}\npass_env = ["LEDGER"]\n'
         )
         async with asyncio.TaskGroup() as self._tasks:
-            self.server = self._process(
-                "nats-server",
-                ["-m", "tests.faults.server", f"{self.disk.place / 'nats'}", f"{PORT}", f"{scenario.max_bytes}"],
-                self._server_ready,
-            )
-            keepers = [self._tasks.create_task(self.server.keep())]
-            await self.server.up.wait()
+            if scenario.nodes == 1:
+                self.server = self._process(
+                    "nats-server",
+                    [
+                        "-m",
+                        "tests.faults.server",
+                        f"{self.disk.place / 'nats'}",
+                        f"{PORT}",
+                        f"{scenario.max_bytes}",
+                        *(["kept"] if scenario.kept else []),
+                    ],
+                    self._server_ready,
+                )
+            keepers = [self._tasks.create_task(server.keep()) for server in self.servers]
+            for server in self.servers:
+                await server.up.wait()
             for n in range(scenario.workers):
                 worker = self.add_worker(n)
                 keepers.append(self._tasks.create_task(worker.keep()))
@@ -261,11 +296,11 @@ class Run:
 
     async def _sample(self) -> None:
         while True:
-            for process in (self.server, *self.workers):
+            for process in (*self.servers, *self.workers):
                 if process.running:
                     pid = process.pid
                     with suppress(OSError, ValueError, IndexError):
-                        if process is self.server:
+                        if self.scenario.nodes == 1 and process is self.server:
                             pid = self.nats
                         self.peak[process.name] = max(self.peak.get(process.name, 0), rss(pid))
             await asyncio.sleep(0.5)
@@ -296,7 +331,8 @@ class Run:
                     try:
                         await bus.publish("load", data, id=id, key=None if delay else key, delay=delay, datacontenttype=BINARY)
                         break
-                    except FaasError:
+                    except FaasError as error:
+                        self.refused[type(error).__name__] += 1
                         if stop.is_set():
                             return  # attempted and never acknowledged
                         await asyncio.sleep(0.1)
@@ -361,7 +397,7 @@ class Run:
                     self.problems.append(("drain", f"{worker.name} left processes behind"))
             if self.peak.get(worker.name, 0) > WORKER_BYTES:
                 self.problems.append(("memory", f"{worker.name} had {self.peak[worker.name] >> 20} MB; {WORKER_BYTES >> 20} are allowed"))
-        for process in (self.server, *self.workers):
+        for process in (*self.servers, *self.workers):
             for status, expected in process.exits:
                 if not expected and status not in self.scenario.exits:
                     self.problems.append(("exits", f"{process.name} ended by itself with {status}; see {process.log.name}"))
@@ -384,9 +420,9 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool) -> c
             run.look_for_secrets()
             await run.pause(1, 2)
         await run.quiet()
-        stored, dead = await dump([run.url], PROJECT)
+        stored, dead = await dump(run.url.split(","), PROJECT, len(run.damaged))
         await run.drain()
-    ledgers = read(folder)._replace(stored=stored, dead=dead)
+    ledgers = read(folder)._replace(stored=stored if scenario.keep >= 86400 else [], dead=dead)
     expected = checker.Expected(
         functions=frozenset(scenario.functions),
         ordered=frozenset(scenario.ordered),
@@ -395,12 +431,11 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool) -> c
         dying=frozenset(scenario.dying),
         frozen=run.frozen,
         recovers=scenario.recovers,
+        damaged=frozenset(run.damaged),
         duplicates=run.duplicates,
         acknowledged=scenario.acknowledged,
         redelivery=scenario.redelivery,
         gap=scenario.gap,
-        stored_once=scenario.stored_once,
-        freed=scenario.freed,
     )
     verdict = checker.check(ledgers, expected)
     verdict.problems += [*run.problems, *scenario.after(ledgers)]

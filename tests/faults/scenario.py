@@ -51,14 +51,16 @@ class Scenario:
     short: part of `make test`; the others take minutes. needs: of what the machine allows: root, loop, nft, cgroup.
     workers: processes. nodes: nats-servers; 3 are a cluster.
     disk: under the bus: tmpfs or ext4 (its power can be cut). disk_bytes, max_bytes: its size, and the store's.
-    app: the functions under test; functions, ordered: their names. toml: more tables of faas.toml, top: more of its first lines.
+    app: the functions under test; functions, ordered: their names. toml: more of faas.toml.
     repeat: runs of the long form, each with a seed of its own.
     hears: whether the n-th event of a producer goes to this function. delay: seconds from its publishing to its delivery; such
     events have no key. dies: whether it must become a dead letter; doomed: the same by id; dying: the functions in which; none: in all.
-    modules: more modules of the project, by name; sizes: bytes an event may have; grace: seconds of a drain.
-    rate: events a second. lease: seconds; shipped: 30. short_lease: of the short form, at most.
+    keep: seconds that settled events stay; where they may go before the end, the bus is not looked into afterwards.
+    kept: the server is kept as `faas dev` keeps it. modules: more modules of the project, by name.
+    sizes: bytes of data that events have. rate: events a second. grace: seconds of a drain.
+    lease: seconds; shipped: 30. short_lease: of the short form, at most.
     exits: how workers may end by themselves. after: more problems that the ledgers of the whole run show.
-    redelivery, acknowledged, gap, recovers, stored_once, freed: as in checker.Expected.
+    redelivery, acknowledged, gap, recovers: as in checker.Expected.
     crash: points at which a process of a worker dies, once each.
     patches: of the product's timing: (module, old text, new text), see hook/sitecustomize.py.
     """
@@ -79,7 +81,6 @@ class Scenario:
     functions: tuple[str, ...] = ("plain", "ordered")
     ordered: tuple[str, ...] = ("ordered",)
     toml: str = ""
-    top: str = ""
     modules: Mapping[str, str] = field(default_factory=dict)
     hears: Callable[[str, int], bool] = field(default=lambda function, n: True)
     delay: Callable[[int], float] = field(default=lambda n: 0.0)
@@ -90,14 +91,14 @@ class Scenario:
     patches: tuple[tuple[str, str, str], ...] = ()
     sizes: tuple[int, ...] = (20, 200, 2000)
     grace: float = 25.0
+    keep: float = 86400.0
+    kept: bool = False
     rate: float = 200.0
     lease: float = 30.0
     short_lease: float = 4.0
     redelivery: bool = False
     acknowledged: int = 100
     gap: float = 15.0
-    stored_once: bool = True
-    freed: bool = False
     recovers: float = 0.0
     after: Callable[[Ledgers], Iterable[tuple[str, str]]] = field(default=lambda ledgers: ())
     exits: tuple[int, ...] = ()

@@ -131,13 +131,11 @@ def _scenario(name: str, crash_points: tuple[str, ...], *, short: bool) -> Scena
         dies=lambda n: n % 13 == 5,
         dying=("plain",),
         delay=lambda n: 0.5 if n % 19 == 5 else 0.0,
-        top="keep = 1" if reaper else "",
+        keep=1.0 if reaper else 86400.0,
         lease=3.0,
         exits=(-signal.SIGKILL,),
         patches=tuple(patches),
         crash=crash_points,
-        stored_once=not reaper,
-        freed=bool(reaper),
     )
 
 

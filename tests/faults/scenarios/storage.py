@@ -1,0 +1,157 @@
+"""What lies under one nats-server: full, or not what was written."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from functools import partial
+from pathlib import Path
+
+from ...helpers import eventually
+from .. import damage
+from ..ledger import read
+from ..run import Run
+from ..scenario import scenario
+
+# Settled events may go after 5 s instead of 120: space is freed while a run lasts. No server is restarted, so none forgets an id.
+WINDOW = (
+    "broker_faas.reaper",
+    'window, clock = info["state"], info["config"]["duplicate_window"] / 1e9',
+    'window, clock = info["state"], 5.0',
+)
+
+
+@scenario(
+    "F23-store",
+    "more is published than the store holds: publishers are refused before the disk is full, and go on when events are freed",
+    proves=("I-T1", "I-L3"),
+    disk_bytes=128 << 20,
+    max_bytes=64 << 20,
+    keep=120.0,  # the least; where space is short, what is younger goes, too
+    sizes=(100_000,),
+    patches=(WINDOW,),
+)
+async def store_full(run: Run) -> None:
+    """A volume of 128 MiB, a store of 64, of which events get 32: sources are refused at 27."""
+    for _ in range(run.times(5, short=2)):
+        async with run.fault("bus full") as seen:
+            await refused(run)
+            free = shutil.disk_usage(run.disk.place).free
+            seen(f"{run.refused['BusFull']} publishes refused, {free:,} bytes of the disk are free")
+            assert free > 0.3 * run.disk.size, f"{free:,} bytes are left of the disk"
+            await run.acknowledged(50, 30)
+    assert run.refused.keys() == {"BusFull"}, run.refused
+    run.notes.append(f"publishes refused: {run.refused['BusFull']}")
+
+
+@scenario(
+    "F23-disk",
+    "somebody else fills the disk, then there is space again: the server that found it full is restarted by its keeper",
+    proves=("I-T1", "I-D1", "I-L3"),
+    disk_bytes=192 << 20,
+    max_bytes=96 << 20,
+    kept=True,
+    lease=10.0,
+)
+async def disk_full(run: Run) -> None:
+    """nats-server answers nothing once a write has failed, not even when there is space again: it takes a new process."""
+    filler = run.disk.place / "somebody-elses"
+    for _ in range(run.times(5, short=1)):
+        await run.pause(1, 3)
+        async with run.fault("disk full") as seen:
+            run.duplicates += run.in_flight * len(run.workers)
+            pid = run.nats
+            damage.fill(filler)
+            await eventually(lambda: "no space left" in run.server_log(), 30)
+            published = run.published
+            await run.pause(3, 6)
+            seen(f"the server says so; {run.published - published} more acknowledged")
+            filler.unlink()
+            await eventually(partial(_other_server, run, pid), 30)
+        await run.acknowledged(50, 30)
+
+
+@scenario("F25-data", "one bit of an event on disk is flipped: it is not delivered altered", proves=("I-T2",), lease=10.0)
+async def bit_flipped(run: Run) -> None:
+    """nats-server finds it by its checksum, and passes over it without a word: that one event is lost, every other one is there."""
+    for _ in range(run.times(3, short=1)):
+        await without_workers(run)
+        await run.acknowledged(200)
+        async with run.fault("bit flip in an event") as seen:
+            await stop_server(run)
+            victim = run.random.choice([ack.id for ack in read(run.folder).acks[-150:]])
+            run.damaged.add(victim)
+            evidence = damage.flip_data(events(run), victim, run.random)
+            seen(f"{victim}: {evidence}")
+            await start_again(run)
+
+
+@scenario("F25-end", "the end of the last block is missing: what was in it is lost, and nothing is altered", proves=("I-T2",), lease=10.0)
+async def block_cut(run: Run) -> None:
+    """What a disk that lied about its syncs leaves. Events that lay in what is gone may be missing; they were the last ones."""
+    for _ in range(run.times(3, short=1)):
+        await run.acknowledged(200)
+        async with run.fault("last block cut") as seen:
+            await stop_server(run)
+            run.damaged.update(ack.id for ack in read(run.folder).acks[-30:])  # 8 producers: the last 4 KB hold less
+            seen(damage.cut(last_block(run), run.random, 4096))
+            await start_again(run)
+
+
+@scenario("F25-consumer", "the state of a consumer is damaged: its events come again, none is lost", proves=("I-T2", "I-D1"), lease=10.0)
+async def consumer_damaged(run: Run) -> None:
+    for _ in range(run.times(5, short=1)):
+        await run.acknowledged(100)
+        async with run.fault("consumer state damaged") as seen:
+            await stop_server(run)
+            run.duplicates += 10 * run.published  # whatever was ever acknowledged may come again
+            state = run.random.choice(sorted(events(run).glob("obs/*/o.dat")))
+            seen(run.random.choice((damage.flip_any, damage.cut_any))(state, run.random))
+            await start_again(run)
+
+
+@scenario("F25-meta", "the description of the events stream is damaged", proves=("I-T2", "I-D1"), lease=10.0)
+async def meta_damaged(run: Run) -> None:
+    for _ in range(run.times(5, short=1)):
+        await run.acknowledged(100)
+        async with run.fault("meta.inf damaged") as seen:
+            await stop_server(run)
+            seen(damage.flip_any(events(run) / "meta.inf", run.random))
+            await start_again(run)
+
+
+def events(run: Run) -> Path:
+    """The folder of the events stream."""
+    return damage.streams(run.store) / "events"
+
+
+def last_block(run: Run) -> Path:
+    return max(events(run).glob("msgs/*.blk"), key=lambda block: int(block.stem))
+
+
+async def without_workers(run: Run) -> None:
+    for worker in run.workers:
+        worker.wanted.clear()
+        await worker.end(signal.SIGTERM)
+
+
+async def stop_server(run: Run) -> None:
+    run.duplicates += run.in_flight * len(run.workers)
+    run.server.wanted.clear()
+    await run.server.end(signal.SIGTERM)
+
+
+async def start_again(run: Run) -> None:
+    for process in (run.server, *run.workers):
+        process.wanted.set()
+        await eventually(partial(process.up.is_set), 60)
+
+
+async def refused(run: Run) -> None:
+    """Until one more publish got BusFull."""
+    before = run.refused["BusFull"]
+    await eventually(lambda: run.refused["BusFull"] > before, 30)
+
+
+def _other_server(run: Run, pid: int) -> bool:
+    return run.nats != pid
