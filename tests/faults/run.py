@@ -29,6 +29,7 @@ from . import checker, network
 from .disk import Disk
 from .dump import dump
 from .ledger import Ledger, digest, place, read
+from .order import Frozen
 from .process import Process, children, rss, state
 from .scenario import Scenario
 
@@ -56,7 +57,7 @@ class Run:
         self.notes: list[str] = []  # for the report
         self.problems: list[tuple[str, str]] = []  # found by the scenario itself
         self.peak: dict[str, int] = {}  # process → bytes
-        self.frozen: list[checker.Frozen] = []
+        self.frozen: list[Frozen] = []
         self.published = 0
         self.paused = asyncio.Event()  # producers wait
         self.server: Process

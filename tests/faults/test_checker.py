@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from .checker import Expected, Frozen, check
+from .checker import Expected, check
 from .checks import leaves, prompt, reasons, uncharged
 from .ledger import Ack, Attempt, Dead, End, Fault, Ledgers, Start, Stored
+from .order import Frozen
 
 FIELDS = {"topic": "load", "attempts": "5", "first": "1", "last": "2", "reason": "no", "version": "v", "fingerprint": "f"}
 PLAIN = Expected(functions=frozenset({"f"}), acknowledged=1)
