@@ -7,7 +7,7 @@ import os
 import signal
 
 from ...helpers import eventually
-from .. import steps
+from .. import checks, steps
 from ..ledger import HANDLER
 from ..process import children
 from ..run import Run
@@ -50,7 +50,11 @@ if os.path.exists("broken"):
 
 
 @scenario(
-    "F35", "zygotes are killed with SIGKILL: another one is started, nobody is charged", proves=("I-D1", "I-U4", "I-L6"), short_lease=4.0
+    "F35",
+    "zygotes are killed with SIGKILL: another one is started, nobody is charged",
+    proves=("I-D1", "I-U4", "I-L6"),
+    short_lease=4.0,
+    after=lambda run: checks.uncharged(run, lambda id: False),
 )
 async def killed(run: Run) -> None:
     for _ in range(run.times(10, short=3)):
@@ -80,6 +84,7 @@ async def spawned(run: Run) -> None:
     proves=("I-D1", "I-L3"),
     modules={"moody": MOODY},
     short_lease=4.0,
+    after=lambda run: checks.uncharged(run, lambda id: False),
 )
 async def import_fails(run: Run) -> None:
     await run.pause(1, 2)
@@ -97,7 +102,7 @@ async def import_fails(run: Run) -> None:
 
 @scenario(
     "F35-fork",
-    "a worker's control group allows no further process while its executors are killed: others run its events, uncharged",
+    "a worker's control group allows no further process while its executors are killed: the other one runs its events",
     proves=("I-D1", "I-L3"),
     needs=("root", "cgroup"),
     short_lease=4.0,
