@@ -257,7 +257,7 @@ def test_fewer_successes_a_second_than_before_the_fault_are_no_recovery() -> Non
     run = published(*(f"p0-{n}" for n in range(300)), every=0.1)
     slow = faulted(all_ran(run, *(f"p0-{n}" for n in range(100))), 10.0, 11.0)
     for n in range(100, 300):
-        slow = ran(slow, f"p0-{n}", 11 + (n - 100) * 0.12, 11.05 + (n - 100) * 0.12)
+        slow = ran(slow, f"p0-{n}", 11 + (n - 100) * 0.2, 11.05 + (n - 100) * 0.2)
     recovers = Expected(functions=frozenset({"f"}), acknowledged=1, recovers=5)
 
     assert check(slow, recovers).red == {"recovery"}
