@@ -196,13 +196,13 @@ BOMBS = {
     needs=("root", "cgroup"),
     proves=("I-P2", "I-B1", "I-X5"),
     short=False,
-    **poison(BOMBS, timeout=2.0, every=400, waits=20.0),  # while a bomb fills its group, nothing can be forked there
+    **poison(BOMBS, timeout=2.0, every=1000, waits=20.0),  # while a bomb fills its group, nothing can be forked there
 )
 async def bombs(run: Run) -> None:
     for worker in run.workers:
         await run.until_over.enter_async_context(steps.limited(run, worker, "pids", "pids.max", 60))
         await run.until_over.enter_async_context(steps.limited(run, worker, "memory", "memory.limit_in_bytes", 400 << 20))
-    await _until_all_came(run, len(BOMBS), deaths=True, every=400)
+    await _until_all_came(run, len(BOMBS), deaths=True, every=1000)
 
 
 def _kills_workers(id: str) -> bool:
