@@ -24,6 +24,7 @@ from .page import Page
 from .pipe import Pipe
 
 HIGH_WATER = 4 << 20  # bytes not taken yet by an executor, above which it is `paused`
+HANGS_UP = 1.0  # seconds between the end of its socket and its own
 MAX_REASON = 1000  # characters; MAX_DETAIL likewise: what a dead letter could keep at most
 MAX_DETAIL = 16 << 10
 
@@ -290,8 +291,9 @@ class Executor(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
-        # Its end closes the socket too, and the zygote is about to tell. If not, it lives and cannot be talked to.
-        self._loop.call_later(0.1, self._hung_up)
+        # Its end closes the socket too, and the zygote is about to tell: a process of 1 GB takes 0.2 s to end. If it does not tell, the
+        # executor lives and cannot be talked to.
+        self._loop.call_later(HANGS_UP, self._hung_up)
         self._report()
 
     def _hung_up(self) -> None:

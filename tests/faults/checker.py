@@ -9,23 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
 
 from .ledger import Ledgers, Start, place
+from .order import Frozen, order
 
 STEADY = 3.0  # seconds over which a rate is taken
 RECOVERED = 0.9  # of the rate before a fault
-
-
-class Frozen(NamedTuple):
-    """Executors that stood still, with or without their worker, for longer than its lease; times of ledgers. until: soon after they thawed.
-
-    docs/guarantees.md, "There is one exception": what they were at goes to another worker meanwhile, and both may run.
-    """
-
-    pids: frozenset[int]
-    begin: float
-    until: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +97,7 @@ def check(run: Ledgers, expected: Expected) -> Verdict:
     if verdict.duplicates > expected.duplicates:
         found.append(("duplicates", f"{verdict.duplicates} executions beyond the first; the faults explain {expected.duplicates}"))
     for function in sorted(expected.ordered):
-        found += _order(function, run, dead[function], expected.frozen)
+        found += order(function, run, dead[function], expected.frozen)
     found += _dead(run, sent, done, expected)
     verdict.longest_gap, gaps = _gaps(run, expected)
     found += gaps
@@ -162,59 +151,6 @@ def _stored(run: Ledgers, acked: set[str], expected: Expected) -> Iterable[tuple
             yield "lost", f"bus: {line}"
 
 
-def _order(function: str, run: Ledgers, dead: set[str], frozen: Sequence[Frozen]) -> Iterable[tuple[str, str]]:
-    """No event of a key starts before an earlier one is done or dead, and no two events of a key run at once.
-
-    An event that is done already may be run again: the bus may have lost its settlement. That is a duplicate, not disorder.
-    """
-    starts = [start for start in run.starts if start.function == function and start.key != "-"]
-    ends = [end for end in run.ends if end.function == function]
-    first: dict[str, float] = {}
-    keys: dict[str, list[str]] = defaultdict(list)
-    for start in starts:
-        if start.id not in first:
-            first[start.id] = start.t
-            keys[start.key].append(start.id)
-    over: dict[str, float] = {}  # done, or ran for the last time before it died
-    for end in ends:
-        if end.how == "ok":
-            over.setdefault(end.id, end.t)
-        elif end.id in dead:
-            over[end.id] = end.t
-    wrong: list[str] = []
-    for key, ids in keys.items():
-        for before, after in pairwise(sorted(ids, key=lambda id: place(id)[1])):
-            if before in dead and before not in over:  # killed in every attempt: it has no end of its own
-                over[before] = max(start.t for start in starts if start.id == before)
-            if over.get(before, first[after] + 1) > first[after]:
-                wrong.append(f"{after} of {key} began before {before} was over")
-    ended = {(end.id, end.t) for end in ends}
-    wrong += _overlap([start for start in starts if not _excused(start, starts, ended, frozen)], ended)
-    if wrong:
-        yield "order", f"{function}: {len(wrong)} times: {'; '.join(wrong[:5])}"
-
-
-def _excused(start: Start, starts: list[Start], ends: set[tuple[str, float]], frozen: Sequence[Frozen]) -> bool:
-    """Run by an executor that was frozen, under way between its freeze and its thaw, of an event that another one was given."""
-    for pids, begin, until in frozen:
-        if start.pid in pids and start.t <= until and not any(id == start.id and start.t <= t < begin for id, t in ends):
-            return any(other.id == start.id and other.pid not in pids for other in starts)
-    return False
-
-
-def _overlap(starts: list[Start], ends: set[tuple[str, float]]) -> Iterable[str]:
-    """Two executions of one key at once. One that never ended (its executor was killed) is taken to have ended at the next start."""
-    by_id: dict[str, list[float]] = defaultdict(list)
-    for id, t in sorted(ends, key=lambda end: end[1]):
-        by_id[id].append(t)
-    running: dict[str, tuple[str, float]] = {}  # key → (id, until)
-    for start in starts:
-        id, until = running.get(start.key, ("", 0.0))
-        if id and until > start.t and id != start.id:
-            yield f"{start.id} and {id} of {start.key} ran at the same time"
-        running[start.key] = start.id, next((t for t in by_id[start.id] if t >= start.t), 0.0)
-
-
 def _dead(run: Ledgers, sent: Mapping[str, object], done: Mapping[str, Mapping[str, int]], expected: Expected) -> Iterable[tuple[str, str]]:
     shas = {attempt.id: attempt.sha for attempt in run.attempts}
     letters = Counter((letter.id, letter.function) for letter in run.dead)
@@ -261,12 +197,17 @@ def _gaps(run: Ledgers, expected: Expected) -> tuple[float, list[tuple[str, str]
 
 
 def _recovery(run: Ledgers, within: float) -> Iterable[tuple[str, str]]:
-    """Whether, so many seconds after each fault, as much succeeds as before it. Looks at faults with steady time before and after."""
+    """Whether, within so many seconds after each fault, as much succeeds as before it. Looks at faults with steady time before and after.
+
+    Before it: no more than on the average, for producers hurry when they are behind. Afterwards: in some STEADY seconds; that it goes on
+    from there is for the gaps to say.
+    """
     oks = [end.t for end in run.ends if end.how == "ok"]
     last = max((attempt.t for attempt in run.attempts), default=0.0)
     first = min((attempt.t for attempt in run.attempts), default=0.0)
     planned: dict[str, float] = {}
     judged = 0
+    average = sum(first <= ok < last for ok in oks) / max(0.001, last - first)
     for fault in run.faults:
         if fault.kind == "planned":
             planned[fault.what] = fault.t
@@ -276,9 +217,14 @@ def _recovery(run: Ledgers, within: float) -> Iterable[tuple[str, str]]:
             if began - STEADY < first or back + STEADY > last or any(began - STEADY < t < back + STEADY for t in others):
                 continue
             judged += 1
-            before, after = (sum(t <= ok < t + STEADY for ok in oks) / STEADY for t in (began - STEADY, back))
+            before = min(average, sum(began - STEADY <= ok < began for ok in oks) / STEADY)
+            windows = [fault.t + n / 2 for n in range(int(2 * within) + 1)]
+            after = max(sum(t <= ok < t + STEADY for ok in oks) / STEADY for t in windows)
             if after < RECOVERED * before:
-                yield "recovery", f"{within:g} s after {fault.what!r} was healed {after:.0f} succeed a second; before it {before:.0f} did"
+                yield (
+                    "recovery",
+                    f"{within:g} s after {fault.what!r} was healed {after:.0f} a second at most succeeded; before it {before:.0f}",
+                )
     if not judged:
         yield "vacuous", "recovery was to be looked at, and no fault had a steady rate before and time after it"
 

@@ -38,7 +38,9 @@ def _id(message: Msg) -> str:
 async def _all(client: Client, stream: str, damaged: int = 0) -> AsyncIterator[Msg]:
     jetstream = client.jetstream(timeout=10)
     left = (await jetstream.stream_info(stream)).state.messages
-    subscription = await jetstream.pull_subscribe("", stream=stream, config=ConsumerConfig(ack_policy=AckPolicy.NONE, mem_storage=True))
+    # The server forgets a consumer of this kind after 5 s without a request, and 100 MB may take longer.
+    config = ConsumerConfig(ack_policy=AckPolicy.NONE, mem_storage=True, inactive_threshold=60.0)
+    subscription = await jetstream.pull_subscribe("", stream=stream, config=config)
     while left:
         try:
             messages = await subscription.fetch(min(left, 200), timeout=2 if left <= damaged else 10)

@@ -32,6 +32,7 @@ from .cluster import Cluster
 from .disk import Disk
 from .dump import dump
 from .ledger import Ledger, digest, place, read
+from .order import Frozen
 from .process import Process, children, rss, state
 from .scenario import Scenario
 
@@ -62,7 +63,7 @@ class Run:
         self.notes: list[str] = []  # for the report
         self.problems: list[tuple[str, str]] = []  # found by the scenario itself
         self.peak: dict[str, int] = {}  # process → bytes
-        self.frozen: list[checker.Frozen] = []
+        self.frozen: list[Frozen] = []
         self.published = 0
         self.refused: Counter[str] = Counter()  # what publish() raised, by type
         self.damaged: set[str] = set()  # ids whose bytes on disk a fault has changed: they may be missing, and nothing else

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from ..helpers import eventually
-from .checker import Frozen
+from .order import Frozen
 from .process import Process, children, state
 from .run import Run, outlive
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from .checker import Expected, Frozen, check
+from .checker import Expected, check
 from .checks import leaves, prompt, reasons, uncharged
 from .ledger import Ack, Attempt, Dead, End, Fault, Ledgers, Start, Stored
+from .order import Frozen
 
 FIELDS = {"topic": "load", "attempts": "5", "first": "1", "last": "2", "reason": "no", "version": "v", "fingerprint": "f"}
 PLAIN = Expected(functions=frozenset({"f"}), acknowledged=1)
@@ -256,7 +257,7 @@ def test_fewer_successes_a_second_than_before_the_fault_are_no_recovery() -> Non
     run = published(*(f"p0-{n}" for n in range(300)), every=0.1)
     slow = faulted(all_ran(run, *(f"p0-{n}" for n in range(100))), 10.0, 11.0)
     for n in range(100, 300):
-        slow = ran(slow, f"p0-{n}", 11 + (n - 100) * 0.12, 11.05 + (n - 100) * 0.12)
+        slow = ran(slow, f"p0-{n}", 11 + (n - 100) * 0.2, 11.05 + (n - 100) * 0.2)
     recovers = Expected(functions=frozenset({"f"}), acknowledged=1, recovers=5)
 
     assert check(slow, recovers).red == {"recovery"}

@@ -66,6 +66,7 @@ def acts(event):
         case "kill term": os.kill(os.getpid(), signal.SIGTERM); time.sleep(10)
         case "kill 40": os.kill(os.getpid(), 40); time.sleep(10)
         case "close fds": os.closerange(0, 256); time.sleep(30)
+        case "close fds and return": os.closerange(3, 256); time.sleep(0.1)
         case "garbage": os.write(socket_fd(), b"GET / HTTP/1.1\\r\\n\\r\\n" * 10); time.sleep(30)
         case "huge frame": os.write(socket_fd(), (1 << 31).to_bytes(4, "big")); time.sleep(30)
         case "forged outcome": os.write(socket_fd(), b"\\0\\0\\0\\x0b\\x93\\xa4done" + bytes([0x91, 0xCD, 255, 254, 0x90])); time.sleep(30)
@@ -419,3 +420,13 @@ async def test_processes_that_a_call_left_behind_are_seen(faulty: Project) -> No
 
     assert outcome.status == TIMEOUT
     assert (before, running.executor.has_children()) == (False, True)
+
+
+async def test_an_executor_whose_socket_is_closed_ends_in_the_call_in_which_that_is_noticed(faulty: Project) -> None:
+    """Else the page says nothing of it, and what runs there next is to blame."""
+    running = await faulty.start("act_sync")
+    _, second = running.send(n=2, data="close fds and return")
+    exit = await running.exit()
+
+    assert exit.running == {second}
+    assert exit.reason in ("exit code 70", "closed its socket")

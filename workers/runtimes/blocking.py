@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from time import monotonic, monotonic_ns
 
 from ..frames import Drain, Inbox, Outcome, Run, RunCall, decode_for_executor
 from ..output import Output, Slot, current
-from .outbox import LINGER_NS, Outbox
+from .outbox import LINGER_NS, Outbox, cut_off
 from .python import Callee, skipped
 
 _LINGER = LINGER_NS / 1e9
@@ -55,20 +54,21 @@ class Blocking:
                         signal.setitimer(signal.ITIMER_REAL, 0)
                         return
             self._flush()
-        os._exit(70)  # the worker is gone, and nobody is left to tell
+        cut_off()
 
     def _run(self, call: RunCall) -> None:
         slot = self._slot
         slot.call = call[0]
         callee = self._callees[call[1]]
         marks = self._marks
-        marks[1] = now = monotonic_ns()
+        now = monotonic_ns()
+        if self._burst and now - self._burst > LINGER_NS:
+            self._flush()  # before this call is marked: if that ends it all, it is not to blame
+        marks[1] = now
         marks[0] = slot.call
         slot.printed = 0
         seconds = now / 1e9
         self._deadline = deadline = seconds + callee.timeout
-        if self._burst and now - self._burst > LINGER_NS:
-            self._flush()
         outcome: Outcome | None
         try:
             try:
@@ -124,7 +124,10 @@ class Blocking:
         live, self._live = self._live, False
         self._burst = 0
         if frames := self._outbox.take():
-            self._sock.sendall(frames)
+            try:
+                self._sock.sendall(frames)
+            except OSError:
+                cut_off()
         self._live = live
         if live:
             self._alarm_by(self._deadline)  # one that came meanwhile was ignored

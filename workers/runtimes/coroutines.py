@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from time import monotonic, monotonic_ns
 
 from ..frames import Drain, Inbox, Outcome, Run, RunCall, decode_for_executor
 from ..output import Output, Slot, current
-from .outbox import LINGER_NS, MANY, Outbox
+from .outbox import LINGER_NS, MANY, Outbox, cut_off
 from .python import Callee, skipped
 
 STALLED = 0.1  # seconds that deadlines are noticed too late, from which on some call must have kept the loop
@@ -202,7 +201,7 @@ class Coroutines:
         try:
             bodies = self._inbox.receive(self._sock)
             if bodies is None:
-                os._exit(70)  # the worker is gone, and nobody is left to tell
+                cut_off()
             for body in bodies:
                 match decode_for_executor(body):
                     case Run(calls):
@@ -247,6 +246,8 @@ class Coroutines:
             if not self._blocked:
                 self._blocked = True
                 self._loop.add_writer(self._sock, self._writable)
+        except OSError:
+            cut_off()
         else:
             if self._blocked:
                 self._blocked = False

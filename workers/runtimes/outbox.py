@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+from typing import NoReturn
+
 from ...decide import REJECTED
 from ..frames import MAX_FRAME, Done, Log, Outcome, encode
 from ..output import Output
@@ -10,6 +14,13 @@ LINGER_NS = 10_000_000  # an outcome never waits longer than this behind a call 
 FULL = 4 << 20  # bytes of outcomes that are sent without waiting for more, and
 MANY = 250  # calls that succeeded: the worker makes room for new ones
 MAX_SENT = MAX_FRAME // 4  # bytes of one call's outputs
+
+
+def cut_off() -> NoReturn:
+    """The worker is gone, or user code has closed the socket. Ends at once: the page still says whose call it happened in."""
+    with suppress(OSError):
+        os.write(2, b"the socket to the worker is closed: by the worker's end, or by a function that closes what is not its own\n")
+    os._exit(70)
 
 
 class Outbox:

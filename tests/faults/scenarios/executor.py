@@ -77,8 +77,13 @@ async def ordered(event, ctx):
 """
 
 
-def poison(deeds: Mapping[str, tuple[str, str, int]], *, timeout: float = 5.0, every: int = EVERY) -> Mapping[str, object]:
-    """Options of a scenario. deeds: kind → what is done, the reason it dies of (a regular expression), and after how many attempts."""
+def poison(
+    deeds: Mapping[str, tuple[str, str, int]], *, timeout: float = 5.0, every: int = EVERY, waits: float = 5.0
+) -> Mapping[str, object]:
+    """Options of a scenario. deeds: kind → what is done, the reason it dies of (a regular expression), and after how many attempts.
+
+    waits: seconds that all its attempts together may wait for an executor.
+    """
     body = "\n".join(f"        case {name!r}:\n            {code}" for name, (code, _, _) in deeds.items())
     kinds = [*deeds]
 
@@ -88,7 +93,7 @@ def poison(deeds: Mapping[str, tuple[str, str, int]], *, timeout: float = 5.0, e
             yield from checks.reasons(run, function, {name: (reason, n) for name, (_, reason, n) in deeds.items()}, of)
         yield from checks.uncharged(run, lambda id: bool(of(id)))
         # Once more than its attempts: when it took others with it, each of them runs alone before one is charged.
-        yield from checks.leaves(run, (ATTEMPTS + 1) * (timeout + 2.0) + 0.2 + 5.0)
+        yield from checks.leaves(run, (ATTEMPTS + 1) * (timeout + 2.0) + 0.2 + waits)
 
     app = HANDLER + POISON.format(kinds=kinds, attempts=ATTEMPTS, kind=inspect.getsource(kind), deeds=body, timeout=timeout, every=every)
     return {
@@ -115,7 +120,7 @@ CRASHES = {
     "kill": ("os.kill(os.getpid(), signal.SIGKILL)", ENDED + "SIGKILL", ATTEMPTS),
     "abort": ("os.abort()", ENDED + "SIGABRT", ATTEMPTS),
     "segfault": ("ctypes.string_at(0)", ENDED + "SIGSEGV", ATTEMPTS),
-    "close": ("os.closerange(3, 256); time.sleep(30)", ENDED + "closed its socket", ATTEMPTS),
+    "close": ("os.closerange(3, 256); time.sleep(30)", ENDED + "(closed its socket|exit code 70)", ATTEMPTS),
     "garbage": ('os.write(worker_socket(), b"GET / HTTP/1.1" * 9); time.sleep(30)', ENDED + "wrote garbage to its socket", ATTEMPTS),
     "daemon": ("os.fork() or os.fork() or time.sleep(600); os._exit(1)", ENDED + "exit code 1", ATTEMPTS),
 }
@@ -157,7 +162,7 @@ async def failures(run: Run) -> None:
     await _until_all_came(run, len(FAILURES), deaths=False)
 
 
-LATE = r"timeout after 0.5 s|still running 2 s after its deadline"
+LATE = r"timeout after [\d.]+ s|still running 2 s after its deadline"
 HANGS = {
     "loop": ("forever()", LATE, ATTEMPTS),
     "regex": ('re.match(r"(a+)+$", "a" * 40 + "b")', LATE, ATTEMPTS),
@@ -170,7 +175,7 @@ HANGS = {
     "F38",
     "events hang in a loop, in C, in a child, with every signal blocked: they and what they started end with their deadline",
     proves=("I-L7", "I-P1", "I-D1", "I-O1"),
-    **poison(HANGS, timeout=0.5, every=160),
+    **poison(HANGS, timeout=0.5, every=160, waits=10.0),  # for one another: a worker runs two suspects at a time
 )
 async def hangs(run: Run) -> None:
     await _until_all_came(run, len(HANGS), deaths=True, every=160)
@@ -180,7 +185,8 @@ BOMBS = {
     "fork bomb": (
         "while True:\n                try: os.fork()\n                except OSError: time.sleep(0.2)", LATE, ATTEMPTS,
     ),
-    "memory hog": ('leaked.append(b"x" * (1 << 30))', ENDED + "SIGKILL", ATTEMPTS),
+    # Under its limit the kernel looks for pages to free before it kills, and that may take longer than the call has.
+    "memory hog": ('leaked.append(b"x" * (1 << 30))', f"{ENDED}SIGKILL|{LATE}", ATTEMPTS),
 }  # fmt: skip
 
 
@@ -189,13 +195,14 @@ BOMBS = {
     "events start as many processes, or take as much memory, as their control group allows: they alone end, and are dead letters",
     needs=("root", "cgroup"),
     proves=("I-P2", "I-B1", "I-X5"),
-    **poison(BOMBS, timeout=1.5, every=80),
+    short=False,
+    **poison(BOMBS, timeout=2.0, every=1000, waits=20.0),  # while a bomb fills its group, nothing can be forked there
 )
 async def bombs(run: Run) -> None:
     for worker in run.workers:
         await run.until_over.enter_async_context(steps.limited(run, worker, "pids", "pids.max", 60))
         await run.until_over.enter_async_context(steps.limited(run, worker, "memory", "memory.limit_in_bytes", 400 << 20))
-    await _until_all_came(run, len(BOMBS), deaths=True, every=80)
+    await _until_all_came(run, len(BOMBS), deaths=True, every=1000)
 
 
 def _kills_workers(id: str) -> bool:
@@ -220,6 +227,7 @@ async def plain(event, ctx):
         zygote = os.getppid()
         with open(f"/proc/{zygote}/stat") as stat:
             os.kill(int(stat.read().rpartition(")")[2].split()[1]), signal.SIGKILL)
+        time.sleep(60)
     await asyncio.sleep(0.01)
     end(event, ctx)
 """,

@@ -14,7 +14,6 @@ from ..scenario import scenario
     "chaos: every few seconds a random process is killed, frozen for 5 s or cut off for 5 s",
     proves=("I-D1", "I-U4", "I-O1", "I-L3"),
     short=False,
-    redelivery=True,
 )
 async def chaos(run: Run) -> None:
     until = asyncio.get_running_loop().time() + (20 if run.short else 1200)

@@ -7,7 +7,7 @@ import os
 import signal
 
 from ...helpers import eventually
-from .. import steps
+from .. import checks, steps
 from ..ledger import HANDLER
 from ..process import children
 from ..run import Run
@@ -49,7 +49,12 @@ if os.path.exists("broken"):
 """
 
 
-@scenario("F35", "zygotes are killed with SIGKILL: another one is started, nobody is charged", proves=("I-D1", "I-U4", "I-L6"))
+@scenario(
+    "F35",
+    "zygotes are killed with SIGKILL: another one is started, nobody is charged",
+    proves=("I-D1", "I-U4", "I-L6"),
+    after=lambda run: checks.uncharged(run, lambda id: False),
+)
 async def killed(run: Run) -> None:
     for _ in range(run.times(10, short=3)):
         await run.pause(0.5, 2)
@@ -77,6 +82,7 @@ async def spawned(run: Run) -> None:
     "a zygote is killed, and a module cannot be imported any more for a while: the other worker goes on, and this one when it can",
     proves=("I-D1", "I-L3"),
     modules={"moody": MOODY},
+    after=lambda run: checks.uncharged(run, lambda id: False),
 )
 async def import_fails(run: Run) -> None:
     await run.pause(1, 2)
@@ -94,7 +100,7 @@ async def import_fails(run: Run) -> None:
 
 @scenario(
     "F35-fork",
-    "a worker's control group allows no further process while its executors are killed: others run its events, uncharged",
+    "a worker's control group allows no further process while its executors are killed: the other one runs its events",
     proves=("I-D1", "I-L3"),
     needs=("root", "cgroup"),
 )
