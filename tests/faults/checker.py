@@ -87,7 +87,7 @@ def check(run: Ledgers, expected: Expected) -> Verdict:
     if verdict.duplicates > expected.duplicates:
         found.append(("duplicates", f"{verdict.duplicates} executions beyond the first; the faults explain {expected.duplicates}"))
     for function in sorted(expected.ordered):
-        found += _order(function, run, dead[function])
+        found += _order(function, run, dead[function], expected.damaged)
     found += _dead(run, sent, done, expected)
     verdict.longest_gap, gaps = _gaps(run, expected)
     found += gaps
@@ -139,7 +139,7 @@ def _stored(run: Ledgers, acked: set[str], expected: Expected) -> Iterable[tuple
             yield "lost", f"bus: {line}"
 
 
-def _order(function: str, run: Ledgers, dead: set[str]) -> Iterable[tuple[str, str]]:
+def _order(function: str, run: Ledgers, dead: set[str], damaged: frozenset[str]) -> Iterable[tuple[str, str]]:
     """No event of a key starts before an earlier one is done or dead, and no two events of a key run at once.
 
     An event that is done already may be run again: the bus may have lost its settlement. That is a duplicate, not disorder.
@@ -163,6 +163,8 @@ def _order(function: str, run: Ledgers, dead: set[str]) -> Iterable[tuple[str, s
         for before, after in pairwise(sorted(ids, key=lambda id: place(id)[1])):
             if before in dead and before not in over:  # killed in every attempt: it has no end of its own
                 over[before] = max(start.t for start in starts if start.id == before)
+            if before in damaged and before not in over:
+                continue  # lost while it ran
             if over.get(before, first[after] + 1) > first[after]:
                 wrong.append(f"{after} of {key} began before {before} was over")
     wrong += _overlap(starts, {(end.id, end.t) for end in ends})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from functools import partial
@@ -86,6 +87,33 @@ async def bit_flipped(run: Run) -> None:
             await start_again(run)
 
 
+@scenario(
+    "F25-crash",
+    "nats-server is killed and one bit of an event is flipped: what is left is not altered, and work goes on",
+    proves=("I-T2", "I-L3"),
+    lease=10.0,
+)
+async def bit_flipped_in_a_crash(run: Run) -> None:
+    """A server that was killed reads its blocks again, and drops what follows the damage in that block, acknowledged or not.
+
+    It says so nowhere. Sequences of what is gone are given to new events.
+    """
+    for _ in range(run.times(3, short=1)):
+        await run.acknowledged(200)
+        async with run.fault("server killed, bit flip in an event") as seen:
+            run.duplicates += run.in_flight * len(run.workers)
+            run.server.wanted.clear()
+            os.kill(run.nats, signal.SIGKILL)
+            run.server._expected = True
+            await eventually(lambda: not run.server.running, 20)
+            acks = read(run.folder).acks
+            victim = run.random.choice(acks[-150:])
+            # Acknowledged after it, or just before: several producers publish at once.
+            run.damaged.update(ack.id for ack in acks if ack.t > victim.t - 0.5)
+            seen(f"{victim.id}: {damage.flip_data(events(run), victim.id, run.random)}")
+            await start_again(run)
+
+
 @scenario("F25-end", "the end of the last block is missing: what was in it is lost, and nothing is altered", proves=("I-T2",), lease=10.0)
 async def block_cut(run: Run) -> None:
     """What a disk that lied about its syncs leaves. Events that lay in what is gone may be missing; they were the last ones."""
@@ -110,13 +138,30 @@ async def consumer_damaged(run: Run) -> None:
             await start_again(run)
 
 
-@scenario("F25-meta", "the description of the events stream is damaged", proves=("I-T2", "I-D1"), lease=10.0)
+@scenario(
+    "F25-meta",
+    "the description of the events stream is damaged: the server is not taken into use until it is mended",
+    proves=("I-T2", "I-D1"),
+    lease=10.0,
+    exits=(1,),  # of the server, each time it is tried
+)
 async def meta_damaged(run: Run) -> None:
+    """nats-server finds it by its checksum and starts without that stream. Made anew it has its events, but its queues begin at new."""
     for _ in range(run.times(5, short=1)):
         await run.acknowledged(100)
         async with run.fault("meta.inf damaged") as seen:
             await stop_server(run)
-            seen(damage.flip_any(events(run) / "meta.inf", run.random))
+            file = events(run) / "meta.inf"
+            whole = file.read_bytes()
+            evidence = damage.flip_any(file, run.random)
+            starts = run.server.starts
+            run.server.wanted.set()
+            await eventually(lambda before=starts: run.server.starts > before + 1, 30)  # type: ignore[misc]
+            assert "could not be recovered" in run.server.log.read_text()
+            seen(evidence)
+            run.server.wanted.clear()
+            await eventually(lambda: not run.server.running, 30)
+            file.write_bytes(whole)
             await start_again(run)
 
 
