@@ -55,18 +55,24 @@ async def store_full(run: Run) -> None:
     lease=10.0,
 )
 async def disk_full(run: Run) -> None:
-    """nats-server answers nothing once a write has failed, not even when there is space again: it takes a new process."""
+    """nats-server answers nothing once a write has failed, not even when there is space again: it takes a new process.
+
+    Every other time it is killed meanwhile: it cannot be started then, and its keeper must wait for space as well.
+    """
     filler = run.disk.place / "somebody-elses"
-    for _ in range(run.times(5, short=1)):
+    for _ in range(run.times(6, short=1)):
         await run.pause(1, 3)
+        kill = run.random.random() < 0.5
         async with run.fault("disk full") as seen:
             run.duplicates += run.in_flight * len(run.workers)
             pid = run.nats
             damage.fill(filler)
             await eventually(lambda: "no space left" in run.server_log(), 30)
             published = run.published
+            if kill:
+                os.kill(pid, signal.SIGKILL)
             await run.pause(3, 6)
-            seen(f"the server says so; {run.published - published} more acknowledged")
+            seen(f"the server says so; {run.published - published} more acknowledged{', and it was killed' if kill else ''}")
             filler.unlink()
             await eventually(partial(_other_server, run, pid), 30)
         await run.acknowledged(50, 30)
@@ -199,4 +205,5 @@ async def refused(run: Run) -> None:
 
 
 def _other_server(run: Run, pid: int) -> bool:
+    """Once it has written down its pid; meanwhile there is none, which eventually() takes for "not yet"."""
     return run.nats != pid
