@@ -119,6 +119,7 @@ class EmbeddedNats:
                 while process.returncode is None:
                     ports = ports or _ports(folder, process.pid)
                     if ports and await _healthy(ports[1]):
+                        await _check_recovered(ports[1], folder)
                         return ports
                     await asyncio.sleep(0.01)
         except TimeoutError:
@@ -350,17 +351,37 @@ def _ports(folder: Path, pid: int) -> tuple[int, int] | None:
         return None
 
 
+async def _check_recovered(port: int, folder: Path) -> None:
+    """ConfigError if a stream on disk was not loaded: made anew it has its events, but its queues would begin at new ones, without a word.
+
+    One without meta.inf is one that was being deleted.
+    """
+    answer = (await _health(port, b"/healthz")).partition(b"\r\n\r\n")[2]
+    said = json.loads(answer or b"{}").get("error", "")
+    found = re.search("stream '(.+) > (.+)' could not be recovered", said)
+    if found and (damaged := folder / "js" / "jetstream" / found[1] / "streams" / found[2] / "meta.inf").exists():
+        raise ConfigError(
+            f"{said}: {damaged} is damaged, see {folder / 'server.log'}. Restore it from a copy; or, if the stream's events may be lost, "
+            "delete its folder."
+        )
+
+
 async def _healthy(port: int) -> bool:
+    return b" 200 " in (await _health(port, b"/healthz?js-enabled-only=true")).partition(b"\r\n")[0]
+
+
+async def _health(port: int, path: bytes) -> bytes:
+    """The monitor's whole answer; b"" if there is none."""
     try:
         reader, writer = await asyncio.open_connection(_LOOPBACK, port)
         try:
-            writer.write(b"GET /healthz?js-enabled-only=true HTTP/1.0\r\n\r\n")
-            return b" 200 " in await reader.readline()
+            writer.write(b"GET " + path + b" HTTP/1.0\r\n\r\n")
+            return await reader.read()
         finally:
             writer.close()
             await writer.wait_closed()
     except OSError:
-        return False
+        return b""
 
 
 def _tail(folder: Path) -> str:

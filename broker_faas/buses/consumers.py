@@ -10,7 +10,7 @@ from ..errors import BusRefused, BusUnavailable
 from .store import Api, stored, together
 
 PAUSES = (0.0, 0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds before each try to list: an election takes up to 5
-NO_CONSUMER, EXISTS = 10014, 10148  # JetStream's err_codes; EXISTS: with another configuration
+NO_CONSUMER, EXISTS, NO_STORE = 10014, 10148, 10012  # JetStream's err_codes; EXISTS: with another configuration
 
 Consumer = dict[str, Any]  # a CONSUMER.INFO answer
 
@@ -127,6 +127,12 @@ async def create(bus: Api, stream: str, config: Mapping[str, Any]) -> None:
     try:
         await bus.api(f"CONSUMER.CREATE.{stream}.{name}", {"stream_name": stream, "config": dict(config), "action": "create"})
     except BusRefused as error:
+        if error.code == NO_STORE:
+            raise BusRefused(
+                f"{error}: the server cannot read what it has on disk of this consumer. Stop it, delete streams/{stream}/obs/{name} in its "
+                "store and start it: what is kept of the queue's events comes again",
+                error.code,
+            ) from None
         if error.code != EXISTS:  # else: another worker has just made it
             raise
 

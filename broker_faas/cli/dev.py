@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 LOOK_EVERY = 2.0  # seconds between looks at the server
+LEAST = 1 << 20  # bytes free that a server needs to start
 ENOUGH = 32 << 20  # bytes free, after which a server that found the disk full is started anew
 
 
@@ -286,6 +287,8 @@ class OwnServer:
             why = await self._trouble()
             click.echo(logs.line("", f"{why} and is started again; nothing is lost", YELLOW))
             await self._stack.aclose()
+            while shutil.disk_usage(self._options.folder).free < LEAST:  # noqa: ASYNC110  # it could not even write its configuration
+                await asyncio.sleep(LOOK_EVERY)
             await self._begin()
 
     async def _trouble(self) -> str:

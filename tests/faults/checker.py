@@ -97,7 +97,7 @@ def check(run: Ledgers, expected: Expected) -> Verdict:
     if verdict.duplicates > expected.duplicates:
         found.append(("duplicates", f"{verdict.duplicates} executions beyond the first; the faults explain {expected.duplicates}"))
     for function in sorted(expected.ordered):
-        found += order(function, run, dead[function], expected.frozen)
+        found += order(function, run, dead[function], expected.frozen, expected.damaged)
     found += _dead(run, sent, done, expected)
     verdict.longest_gap, gaps = _gaps(run, expected)
     found += gaps

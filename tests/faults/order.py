@@ -21,7 +21,9 @@ class Frozen(NamedTuple):
     until: float
 
 
-def order(function: str, run: Ledgers, dead: set[str], frozen: Sequence[Frozen]) -> Iterable[tuple[str, str]]:
+def order(
+    function: str, run: Ledgers, dead: set[str], frozen: Sequence[Frozen] = (), damaged: frozenset[str] = frozenset()
+) -> Iterable[tuple[str, str]]:
     """No event of a key starts before an earlier one is done or dead, and no two events of a key run at once.
 
     An event that is done already may be run again: the bus may have lost its settlement. That is a duplicate, not disorder.
@@ -45,6 +47,8 @@ def order(function: str, run: Ledgers, dead: set[str], frozen: Sequence[Frozen])
         for before, after in pairwise(sorted(ids, key=lambda id: place(id)[1])):
             if before in dead and before not in over:  # killed in every attempt: it has no end of its own
                 over[before] = max(start.t for start in starts if start.id == before)
+            if before in damaged and before not in over:
+                continue  # lost while it ran
             if over.get(before, first[after] + 1) > first[after]:
                 wrong.append(f"{after} of {key} began before {before} was over")
     ended = {(end.id, end.t) for end in ends}

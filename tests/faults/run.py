@@ -21,7 +21,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from broker_faas.bus import Queue
+from broker_faas.bus import Lag, Queue
 from broker_faas.buses.nats import NatsBus
 from broker_faas.client import connect
 from broker_faas.errors import FaasError
@@ -348,6 +348,7 @@ class Run:
     async def quiet(self) -> None:
         """Until nothing waits, runs or is scheduled, for a second."""
         began, since = time.monotonic(), 0.0
+        lag: list[Lag] = []
         async with NatsBus(self.url, connect_timeout=30).open() as bus:
             while time.monotonic() - began < QUIET:
                 try:

@@ -262,6 +262,22 @@ async def test_damaged_identity_is_reported(own_nats: StartNats, text: str) -> N
         await own.start()
 
 
+async def test_a_stream_that_cannot_be_loaded_is_reported(own_nats: StartNats) -> None:
+    """Else the next client would make it anew, and its consumers with it: at new events."""
+    own = await own_nats()
+    await store(own.url)
+    await own.stop()
+    [meta] = own.options.folder.glob("js/jetstream/*/streams/events/meta.inf")
+    whole = meta.read_bytes()
+    meta.write_bytes(whole.replace(b"ev.", b"ew."))
+
+    with pytest.raises(ConfigError, match=r"stream 'faas > events' could not be recovered: .*meta\.inf is damaged"):
+        await own.start()
+    meta.write_bytes(whole)
+    await own.start()
+    assert await stored(own.url) == 1
+
+
 async def store(url: str) -> None:
     client = await nats.connect(url)
     await client.jetstream().add_stream(name="events", subjects=["ev.>"])

@@ -14,7 +14,7 @@ from ..run import Run
 from ..scenario import scenario
 
 HELD = 12.0  # seconds that a node is frozen or cut off: longer than the 10 s after which a leader without followers steps down
-options = partial(scenario, nodes=3, lease=15.0)
+options = partial(scenario, nodes=3, lease=10.0, needs=("root", "nft"))
 
 
 @options("F26-kill", "the node that leads the events stream is killed", proves=("I-D1", "I-U4", "I-L3"))
@@ -25,7 +25,7 @@ async def leader_killed(run: Run) -> None:
         await working(run)
 
 
-@options("F26-freeze", "the node that leads the events stream stands still for 12 s", proves=("I-D1", "I-U4", "I-L3"))
+@options("F26-freeze", "the node that leads the events stream stands still for 12 s", proves=("I-D1", "I-U4", "I-L3"), short=False)
 async def leader_frozen(run: Run) -> None:
     for _ in range(run.times(3, short=1)):
         await run.pause(1, 3)
@@ -43,7 +43,7 @@ async def rolling_restart(run: Run) -> None:
             await run.pause(1, 2)
 
 
-@options("F26-partition", "the leader alone, then a follower alone, for 12 s each", proves=("I-D1", "I-U4", "I-L3"))
+@options("F26-partition", "the leader alone, then a follower alone, for 12 s each", proves=("I-D1", "I-U4", "I-L3"), short=False)
 async def partitioned(run: Run) -> None:
     for leads in (True,) if run.short else (True, False, True, False):
         await run.pause(1, 3)
@@ -53,7 +53,7 @@ async def partitioned(run: Run) -> None:
         await working(run)
 
 
-@options("KC", "all three nodes are killed at once", proves=("I-D1", "I-U4", "I-L3"))
+@options("KC", "all three nodes are killed at once", proves=("I-D1", "I-U4", "I-L3"), short=False)
 async def all_killed(run: Run) -> None:
     for _ in range(run.times(3, short=1)):
         await run.pause(2, 4)
@@ -70,7 +70,7 @@ async def all_killed(run: Run) -> None:
     "F27",
     "the power of all three nodes fails at once",
     proves=("I-D1", "I-D2", "I-U4"),
-    needs=("root", "loop"),
+    needs=("root", "nft", "loop"),
     disk="ext4",
 )
 async def all_without_power(run: Run) -> None:
@@ -87,7 +87,8 @@ async def all_without_power(run: Run) -> None:
     "F27-split",
     "one node stands still, one loses power, the one that knows better stands still: the other two must not forget",
     proves=("I-D1", "I-D2", "I-U4"),
-    needs=("root", "loop"),
+    needs=("root", "nft", "loop"),
+    short=False,
     disk="ext4",
 )
 async def split(run: Run) -> None:

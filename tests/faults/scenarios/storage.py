@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -54,18 +56,24 @@ async def store_full(run: Run) -> None:
     lease=10.0,
 )
 async def disk_full(run: Run) -> None:
-    """nats-server answers nothing once a write has failed, not even when there is space again: it takes a new process."""
+    """nats-server answers nothing once a write has failed, not even when there is space again: it takes a new process.
+
+    Every other time it is killed meanwhile: it cannot be started then, and its keeper must wait for space as well.
+    """
     filler = run.disk.place / "somebody-elses"
-    for _ in range(run.times(5, short=1)):
+    for _ in range(run.times(6, short=1)):
         await run.pause(1, 3)
+        kill = run.random.random() < 0.5
         async with run.fault("disk full") as seen:
             run.duplicates += run.in_flight * len(run.workers)
             pid = run.nats
             damage.fill(filler)
             await eventually(lambda: "no space left" in run.server_log(), 30)
             published = run.published
+            if kill:
+                os.kill(pid, signal.SIGKILL)
             await run.pause(3, 6)
-            seen(f"the server says so; {run.published - published} more acknowledged")
+            seen(f"the server says so; {run.published - published} more acknowledged{', and it was killed' if kill else ''}")
             filler.unlink()
             await eventually(partial(_other_server, run, pid), 30)
         await run.acknowledged(50, 30)
@@ -86,6 +94,33 @@ async def bit_flipped(run: Run) -> None:
             await start_again(run)
 
 
+@scenario(
+    "F25-crash",
+    "nats-server is killed and one bit of an event is flipped: what is left is not altered, and work goes on",
+    proves=("I-T2", "I-L3"),
+    lease=10.0,
+)
+async def bit_flipped_in_a_crash(run: Run) -> None:
+    """A server that was killed reads its blocks again, and drops what follows the damage in that block, acknowledged or not.
+
+    It says so nowhere. Sequences of what is gone are given to new events.
+    """
+    for _ in range(run.times(3, short=1)):
+        await run.acknowledged(200)
+        async with run.fault("server killed, bit flip in an event") as seen:
+            run.duplicates += run.in_flight * len(run.workers)
+            run.server.wanted.clear()
+            os.kill(run.nats, signal.SIGKILL)
+            run.server._expected = True
+            await eventually(lambda: not run.server.running, 20)
+            acks = read(run.folder).acks
+            victim = run.random.choice(acks[-150:])
+            # Acknowledged after it, or just before: several producers publish at once.
+            run.damaged.update(ack.id for ack in acks if ack.t > victim.t - 0.5)
+            seen(f"{victim.id}: {damage.flip_data(events(run), victim.id, run.random)}")
+            await start_again(run)
+
+
 @scenario("F25-end", "the end of the last block is missing: what was in it is lost, and nothing is altered", proves=("I-T2",), lease=10.0)
 async def block_cut(run: Run) -> None:
     """What a disk that lied about its syncs leaves. Events that lay in what is gone may be missing; they were the last ones."""
@@ -98,25 +133,63 @@ async def block_cut(run: Run) -> None:
             await start_again(run)
 
 
-@scenario("F25-consumer", "the state of a consumer is damaged: its events come again, none is lost", proves=("I-T2", "I-D1"), lease=10.0)
+@scenario(
+    "F25-consumer",
+    "the state of a consumer is damaged: its events come again, none is lost",
+    proves=("I-T2", "I-D1"),
+    lease=10.0,
+    exits=(70, 75, 78),  # 75: one that starts while the server is stopped
+)
 async def consumer_damaged(run: Run) -> None:
+    """nats-server does not load a consumer whose state it cannot read, nor lets it be made anew: workers end with 78 and say what to do.
+
+    That is done here. What is left of the queue tells when it was made, and the new consumer begins there.
+    """
     for _ in range(run.times(5, short=1)):
         await run.acknowledged(100)
         async with run.fault("consumer state damaged") as seen:
             await stop_server(run)
-            run.duplicates += 10 * run.published  # whatever was ever acknowledged may come again
+            run.duplicates += 2 * run.published  # whatever was ever acknowledged may come again, at each start
             state = run.random.choice(sorted(events(run).glob("obs/*/o.dat")))
             seen(run.random.choice((damage.flip_any, damage.cut_any))(state, run.random))
+            await start_server(run)
+            with suppress(AssertionError):  # it was read, after all
+                await eventually(partial(_told, run, state.parent.name), 8)
+            if _told(run, state.parent.name):
+                run.notes.append("a consumer had to be deleted by hand")
+                await stop_server(run)
+                shutil.rmtree(state.parent)
             await start_again(run)
 
 
-@scenario("F25-meta", "the description of the events stream is damaged", proves=("I-T2", "I-D1"), lease=10.0)
+def _told(run: Run, consumer: str) -> bool:
+    return any(f"obs/{consumer} in its store" in worker.said() for worker in run.workers)
+
+
+@scenario(
+    "F25-meta",
+    "the description of the events stream is damaged: the server is not taken into use until it is mended",
+    proves=("I-T2", "I-D1"),
+    lease=10.0,
+    exits=(1, 70),  # of the server, each time it is tried; of a worker that meets it before it was looked at
+)
 async def meta_damaged(run: Run) -> None:
+    """nats-server finds it by its checksum and starts without that stream. Made anew it has its events, but its queues begin at new."""
     for _ in range(run.times(5, short=1)):
         await run.acknowledged(100)
         async with run.fault("meta.inf damaged") as seen:
             await stop_server(run)
-            seen(damage.flip_any(events(run) / "meta.inf", run.random))
+            file = events(run) / "meta.inf"
+            whole = file.read_bytes()
+            evidence = damage.flip_any(file, run.random)
+            starts = run.server.starts
+            run.server.wanted.set()
+            await eventually(lambda before=starts: run.server.starts > before + 1, 30)  # type: ignore[misc]
+            assert "could not be recovered" in run.server.log.read_text()
+            seen(evidence)
+            run.server.wanted.clear()
+            await eventually(lambda: not run.server.running, 30)
+            file.write_bytes(whole)
             await start_again(run)
 
 
@@ -141,6 +214,11 @@ async def stop_server(run: Run) -> None:
     await run.server.end(signal.SIGTERM)
 
 
+async def start_server(run: Run) -> None:
+    run.server.wanted.set()
+    await eventually(run.server.up.is_set, 60)
+
+
 async def start_again(run: Run) -> None:
     for process in (run.server, *run.workers):
         process.wanted.set()
@@ -154,4 +232,5 @@ async def refused(run: Run) -> None:
 
 
 def _other_server(run: Run, pid: int) -> bool:
+    """Once it has written down its pid; meanwhile there is none, which eventually() takes for "not yet"."""
     return run.nats != pid
