@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 STUCK_AFTER = 60.0  # seconds with waiting events, a connection and no progress, after which the process ends itself
 SICK_PAUSE = 5.0  # seconds until an event comes again that no executor could be had for
+SUSPECT_PAUSE = 1.0  # seconds before an event runs that may take the worker down: what came with it is stored elsewhere meanwhile
 LOST_DELIVERIES = 5  # deliveries beyond max_attempts that dying workers may cost an event before it is dead without another run
 
 
@@ -59,6 +60,7 @@ class Worker:
     feeds: list[Feed] = field(default_factory=list, init=False)
     ready: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _busy: asyncio.Event = field(default_factory=asyncio.Event, init=False)  # something has arrived
+    _suspect: Held | None = field(default=None, init=False)  # an event that workers may have died of: one at a time
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`; then finish what is held and return. Cancelled: hand everything back at once.
@@ -137,8 +139,24 @@ class Worker:
             if lost > LOST_DELIVERIES:
                 reason = f"delivered {held.attempt} times without an outcome: did it take its workers down?"
                 return settler.store(held, Outcome(held.id, FAILED, reason, "", None, []), Decision("dead", reason=reason))
+            if not feed.spec.ordered:
+                return self._suspected(feed, held, settler)
             held.attempt = feed.spec.retry.max_attempts
         feed.pool.submit([held], alone=lost > 0 or feed.has_crashed(held))
+
+    def _suspected(self, feed: Feed, held: Held, settler: Settler) -> None:
+        """It came with all that dead workers held. One of them runs; the others are stored as they came, or they would be there again
+        when it takes this worker down, and be dead in the end without having run."""
+        if self._suspect and self._suspect in self._suspect.feed.held:
+            return settler.store(held, Outcome(held.id, FAILED, "", "", None, []), Decision("back", SICK_PAUSE))
+        self._suspect = held
+
+        def run() -> None:
+            if held in feed.held:
+                held.attempt = feed.spec.retry.max_attempts
+                feed.pool.submit([held], alone=True)
+
+        asyncio.get_running_loop().call_later(SUSPECT_PAUSE, run)
 
     async def _relay(self, subscription: Subscription, settler: Settler) -> None:
         """Delayed publishes whose time has come: on to the events stream, under their own id."""
