@@ -107,7 +107,11 @@ async def project(
     def remember(executor: Executor, lines: list[Line]) -> None:
         heard.extend((executor, line) for line in lines)
 
-    everything = {**os.environ, "PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}", **(environ or {})}
+    everything = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(REPO), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(os.pathsep),
+        **(environ or {}),
+    }
     async with Zygote.open([*modules], folder, everything, import_timeout, project="test", output=remember) as zygote:
         yield Project(zygote, heard)
 

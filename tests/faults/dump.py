@@ -43,7 +43,7 @@ async def _all(client: Client, stream: str, damaged: int = 0) -> AsyncIterator[M
     subscription = await jetstream.pull_subscribe("", stream=stream, config=config)
     while left:
         try:
-            messages = await subscription.fetch(min(left, 200), timeout=2 if left <= damaged else 10)
+            messages = await subscription.fetch(min(left, 200), timeout=2 if left <= damaged else 30)
         except NothingLeft:
             if left <= damaged:
                 break

@@ -30,6 +30,7 @@ def _prompt(run: Ledgers) -> Iterable[tuple[str, str]]:
 @scenario(
     "F29",
     "a thousand retries are held, a function is slow, and so is one key: other functions, and other partitions, do not wait",
+    short=False,
     proves=("I-O3", "I-P1", "I-U4"),
     app=APP.replace("sleep(0.01)", f'sleep(0.3 if ctx.function == "ordered" and event.partitionkey == "{SLOW_KEY}" else 0.005)')
     + """
@@ -57,6 +58,7 @@ async def held_retries(run: Run) -> None:
 @scenario(
     "B1",
     "a function stands still while large events pile up: what a worker holds is bounded",
+    short=False,
     proves=("I-B1", "I-B2", "I-D1"),
     app=HANDLER
     + """

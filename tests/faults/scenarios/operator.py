@@ -24,6 +24,7 @@ LEAST = 2.0  # seconds before a deletion: what was published then may not have b
 @scenario(
     "F28-consumer",
     "an operator deletes one consumer of a function: its workers say so, end with 70, and make it anew; nothing is lost",
+    short=False,
     proves=("I-L4", "I-D1"),
     exits=(70,),
 )
@@ -39,6 +40,7 @@ async def consumer_deleted(run: Run) -> None:
 @scenario(
     "F28-queue",
     "an operator deletes a function's queue: its workers say so, end with 70, and make it anew",
+    short=False,
     proves=("I-L4",),
     exits=(70,),
 )
@@ -55,6 +57,7 @@ async def queue_deleted(run: Run) -> None:
 @scenario(
     "F28-stream",
     "an operator deletes the events stream: workers say so, end with 70, and make it anew",
+    short=False,
     proves=("I-L4",),
     exits=(70,),
     keep=3600.0,  # what the deleted stream held is not on the bus

@@ -97,6 +97,7 @@ async def bit_flipped(run: Run) -> None:
 @scenario(
     "F25-crash",
     "nats-server is killed and one bit of an event is flipped: what is left is not altered, and work goes on",
+    short=False,
     proves=("I-T2", "I-L3"),
     lease=10.0,
 )
@@ -121,7 +122,13 @@ async def bit_flipped_in_a_crash(run: Run) -> None:
             await start_again(run)
 
 
-@scenario("F25-end", "the end of the last block is missing: what was in it is lost, and nothing is altered", proves=("I-T2",), lease=10.0)
+@scenario(
+    "F25-end",
+    "the end of the last block is missing: what was in it is lost, and nothing is altered",
+    short=False,
+    proves=("I-T2",),
+    lease=10.0,
+)
 async def block_cut(run: Run) -> None:
     """What a disk that lied about its syncs leaves. Events that lay in what is gone may be missing; they were the last ones."""
     for _ in range(run.times(3, short=1)):
@@ -136,6 +143,7 @@ async def block_cut(run: Run) -> None:
 @scenario(
     "F25-consumer",
     "the state of a consumer is damaged: its events come again, none is lost",
+    short=False,
     proves=("I-T2", "I-D1"),
     lease=10.0,
     exits=(70, 75, 78),  # 75: one that starts while the server is stopped
@@ -169,6 +177,7 @@ def _told(run: Run, consumer: str) -> bool:
 @scenario(
     "F25-meta",
     "the description of the events stream is damaged: the server is not taken into use until it is mended",
+    short=False,
     proves=("I-T2", "I-D1"),
     lease=10.0,
     exits=(1, 70),  # of the server, each time it is tried; of a worker that meets it before it was looked at

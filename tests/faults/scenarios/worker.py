@@ -121,6 +121,7 @@ async def stopped(run: Run) -> None:
 @scenario(
     "F34-stubborn",
     "a worker is asked to stop while a function does not listen to its cancellation: it ends in time, and the event runs again",
+    short=False,
     proves=("I-L1", "I-D1", "I-U4"),
     app=APP
     + """
@@ -155,6 +156,7 @@ async def stubborn(run: Run) -> None:
 @scenario(
     "F34-away",
     "a worker is asked to stop while the bus is away",
+    short=False,
     proves=("I-L1", "I-D1"),
     grace=4.0,
     exits=(75,),  # started again, it finds no bus

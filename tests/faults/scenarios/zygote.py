@@ -80,6 +80,7 @@ async def spawned(run: Run) -> None:
 @scenario(
     "F35-import",
     "a zygote is killed, and a module cannot be imported any more for a while: the other worker goes on, and this one when it can",
+    short=False,
     proves=("I-D1", "I-L3"),
     modules={"moody": MOODY},
     after=lambda run: checks.uncharged(run, lambda id: False),
@@ -101,6 +102,7 @@ async def import_fails(run: Run) -> None:
 @scenario(
     "F35-fork",
     "a worker's control group allows no further process while its executors are killed: the other one runs its events",
+    short=False,
     proves=("I-D1", "I-L3"),
     needs=("root", "cgroup"),
 )
