@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -25,13 +26,14 @@ from broker_faas.bus import Lag, Queue
 from broker_faas.buses.nats import NatsBus
 from broker_faas.client import connect
 from broker_faas.errors import FaasError
+from broker_faas.service import first
 
 from ..helpers import eventually
 from . import checker, network
 from .cluster import Cluster
 from .disk import Disk
 from .dump import dump
-from .ledger import Ledger, digest, place, read
+from .ledger import Dead, Ledger, Stored, digest, place, read
 from .order import Frozen
 from .process import Process, children, rss, state
 from .scenario import Scenario
@@ -415,15 +417,21 @@ async def outlive(pids: list[int], seconds: float) -> list[int]:
 async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool) -> checker.Verdict:
     network.up()
     run = Run(scenario, seed, folder, short=short)
-    async with run.until_over, run.system():
-        async with run.load():
-            await run.pause(1, 2)
-            await scenario.harm(run)
-            run.look_for_secrets()
-            await run.pause(1, 2)
-        await run.quiet()
-        stored, dead = await dump(run.url.split(","), PROJECT, len(run.damaged))
-        await run.drain()
+    stored: list[Stored] = []
+    dead: list[Dead] = []
+    try:
+        async with run.until_over, run.system():
+            async with run.load():
+                await run.pause(1, 2)
+                await scenario.harm(run)
+                run.look_for_secrets()
+                await run.pause(1, 2)
+            await run.quiet()
+            stored, dead = await dump(run.url.split(","), PROJECT, len(run.damaged))
+            await run.drain()
+    except Exception as error:  # red; and what the ledgers say of it is looked at all the same: a server may not come back at all
+        traceback.print_exc()
+        run.problems.append(("run", f"it broke off, see run.log: {first(error)!r}"))
     ledgers = read(folder)._replace(stored=stored if scenario.keep >= 86400 else [], dead=dead)
     expected = checker.Expected(
         functions=frozenset(scenario.functions),
