@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from math import inf
 from typing import NamedTuple
 
 from .ledger import Ledgers, Start, place
@@ -66,13 +67,20 @@ def _excused(start: Start, starts: list[Start], ends: set[tuple[str, float]], fr
 
 
 def _overlap(starts: list[Start], ends: set[tuple[str, float]]) -> Iterable[str]:
-    """Two executions of one key at once. One that never ended (its executor was killed) is taken to have ended at the next start."""
+    """Two executions of one key at once. One that never ended (its executor was killed) is taken to have ended at the next start.
+
+    An end belongs to the last start of its event before it: not to one whose executor was killed earlier.
+    """
     by_id: dict[str, list[float]] = defaultdict(list)
     for id, t in sorted(ends, key=lambda end: end[1]):
         by_id[id].append(t)
+    begun: dict[str, list[float]] = defaultdict(list)
+    for start in starts:
+        begun[start.id].append(start.t)
     running: dict[str, tuple[str, float]] = {}  # key → (id, until)
     for start in starts:
         id, until = running.get(start.key, ("", 0.0))
         if id and until > start.t and id != start.id:
             yield f"{start.id} and {id} of {start.key} ran at the same time"
-        running[start.key] = start.id, next((t for t in by_id[start.id] if t >= start.t), 0.0)
+        again = next((t for t in begun[start.id] if t > start.t), inf)
+        running[start.key] = start.id, next((t for t in by_id[start.id] if start.t <= t < again), 0.0)

@@ -86,6 +86,10 @@ class Process:
                 break
         self.up.set()
 
+    def expect_end(self) -> None:
+        """Its next end is brought about by whoever calls this."""
+        self._expected = True
+
     async def kill(self) -> int:
         """SIGKILL; its exit status, which proves it. It is started again."""
         return await self.end(signal.SIGKILL)

@@ -173,7 +173,7 @@ class Run:
         async with self.fault("kill nats-server") as seen:
             self.duplicates += self.in_flight * len(self.workers)
             starts, pid = self.server.starts, self.nats
-            self.server._expected = True
+            self.server.expect_end()
             os.kill(pid, signal.SIGKILL)
             await eventually(lambda: state(pid) in ("", "Z"))
             seen(f"pid {pid} is gone")

@@ -26,7 +26,7 @@ async def stop(run: Run, worker: Process, *, twice: bool = False) -> None:
         family = run.family(worker)
         began, limit = time.monotonic(), 5.0 if twice else run.scenario.grace + 5
         if twice:
-            worker._expected = True
+            worker.expect_end()
             os.kill(worker.pid, signal.SIGTERM)
             await eventually(lambda: '"drain"' in worker.said())
             run.duplicates += run.in_flight  # those handed back
@@ -73,7 +73,7 @@ async def down(run: Run, processes: list[Process], seconds: float) -> None:
             process.wanted.clear()
         nats = run.nats if run.server in processes else 0
         if nats:  # the keeper alone would not do: the server is a process of its own
-            run.server._expected = True
+            run.server.expect_end()
             os.kill(nats, signal.SIGKILL)
         statuses = await asyncio.gather(*(process.kill() for process in processes if process.running))
         if left := await outlive([*families, *([nats] if nats else [])], 2.0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -337,3 +338,11 @@ def test_events_that_wait_long_are_not_prompt() -> None:
     assert {check for check, _ in prompt(run, "f", 1.0)} == {"prompt"}
     assert not [*prompt(run, "f", 4.0)]
     assert {check for check, _ in prompt(run, "f", 4.0, among=lambda key: key == "other")} == {"vacuous"}
+
+
+def test_an_execution_that_was_killed_did_not_last_until_its_event_ran_again() -> None:
+    """Everything died at 1.35: what was done just before comes again, and then what was killed. One after the other, each time."""
+    run = ran(published("p0-0", "p0-1", every=1.0), "p0-0", 0.2, 0.3)
+    run = ran(ran(ran(run, "p0-1", 1.2, pid=7), "p0-0", 5.0, 5.1), "p0-1", 5.2, 5.3)
+
+    assert check(run, replace(ORDERED, duplicates=1)).red == set()

@@ -92,6 +92,7 @@ async def _abort(run: Run) -> None:
     worker = run.workers[1]
     await asyncio.wait_for(worker.up.wait(), 30)
     ends = len(worker.exits)
+    worker.expect_end()  # it may have nothing left to finish, and be gone before the second signal
     os.kill(worker.pid, signal.SIGTERM)
     await asyncio.sleep(0.05)
     if len(worker.exits) == ends:

@@ -112,7 +112,7 @@ async def bit_flipped_in_a_crash(run: Run) -> None:
             run.duplicates += run.in_flight * len(run.workers)
             run.server.wanted.clear()
             os.kill(run.nats, signal.SIGKILL)
-            run.server._expected = True
+            run.server.expect_end()
             await eventually(lambda: not run.server.running, 20)
             acks = read(run.folder).acks
             victim = run.random.choice(acks[-150:])
