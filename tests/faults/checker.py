@@ -5,6 +5,7 @@ Words as in docs/reliability.md. Acknowledged: publish() returned. Done: the fun
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from .order import Frozen, order
 
 STEADY = 3.0  # seconds over which a rate is taken
 RECOVERED = 0.9  # of the rate before a fault
+
+
+BUS = re.compile(r"server|nodes|\bn\d\b|power|network|cut|disk|flip|damaged")  # faults of the bus, or of the way to it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +101,8 @@ def check(run: Ledgers, expected: Expected) -> Verdict:
     if verdict.duplicates > expected.duplicates:
         found.append(("duplicates", f"{verdict.duplicates} executions beyond the first; the faults explain {expected.duplicates}"))
     for function in sorted(expected.ordered):
-        found += order(function, run, dead[function], expected.frozen, expected.damaged)
+        unheard = any(BUS.search(fault.what) for fault in run.faults)
+        found += order(function, run, dead[function], expected.frozen, expected.damaged, unheard=unheard)
     found += _dead(run, sent, done, expected)
     verdict.longest_gap, gaps = _gaps(run, expected)
     found += gaps

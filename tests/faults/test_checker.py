@@ -346,3 +346,22 @@ def test_an_execution_that_was_killed_did_not_last_until_its_event_ran_again() -
     run = ran(ran(ran(run, "p0-1", 1.2, pid=7), "p0-0", 5.0, 5.1), "p0-1", 5.2, 5.3)
 
     assert check(run, replace(ORDERED, duplicates=1)).red == set()
+
+
+def test_a_second_run_of_what_is_done_may_overlap_with_the_next_event_of_its_key() -> None:
+    """The server heard the acknowledgement of the first run after it had handed the event out again."""
+    run = ran(published("p0-0", "p0-1"), "p0-0", 0.2, 0.3)
+    run = ran(ran(run, "p0-0", 1.2, 1.4), "p0-1", 1.3, 1.5)
+    expected = replace(ORDERED, duplicates=1)
+    frozen_server = [Fault("planned", 0.5, "freeze nats-server"), Fault("begin", 0.5, "freeze nats-server")]
+
+    assert check(run._replace(faults=frozen_server), expected).red == set()
+    assert check(run, expected).red == {"order"}
+
+
+def test_a_second_run_of_what_failed_may_not() -> None:
+    run = ran(published("p0-0", "p0-1"), "p0-0", 0.2, 0.3, "err")
+    run = ran(ran(run, "p0-0", 1.2, 1.4), "p0-1", 1.3, 1.5)
+    faults = [Fault("planned", 0.5, "kill nats-server"), Fault("begin", 0.5, "kill nats-server")]
+
+    assert check(run._replace(faults=faults), ORDERED).red == {"order"}
