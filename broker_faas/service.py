@@ -6,9 +6,14 @@ import asyncio
 import logging
 import signal
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from .errors import BusUnavailable
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+START_PATIENCE = 30.0  # seconds that a process waits for its bus when it starts: at boot, in a rollout, during an election
 Service = Callable[[asyncio.Event], Awaitable[None]]
 """Runs until the event is set, then finishes what it holds and returns. Cancelled: lets go at once, losing nothing."""
 
@@ -92,6 +97,20 @@ async def run(*services: Service, grace: float = 25.0, stop: asyncio.Event | Non
             loop.remove_signal_handler(signum)
     if failures:
         raise first(failures[0])
+
+
+async def patiently(start: Callable[[], Awaitable[T]]) -> T:
+    """What `start` returns; called again each second while the bus cannot be had. BusUnavailable after START_PATIENCE seconds."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + START_PATIENCE
+    while True:
+        try:
+            return await start()
+        except BusUnavailable as error:
+            if loop.time() > deadline:
+                raise
+            log.warning("the bus cannot be had yet", extra={"why": str(error)})
+        await asyncio.sleep(1.0)
 
 
 def first(error: BaseException) -> BaseException:

@@ -21,7 +21,7 @@ from ..errors import BusUnavailable, EventError
 from ..event import CloudEvent
 from ..function import Spec
 from ..layout import dead_record, event_record, faas_headers
-from ..service import first
+from ..service import first, patiently
 from .dispatch import Fork, Pool
 from .executor import Group, Outcome
 from .feed import MAX_PREFETCH, Feed, Held
@@ -75,12 +75,10 @@ class Worker:
                     self._make_feeds(settler, tasks)
                     # Before the queues, which may take long to make: what the first of them deliver is settled meanwhile.
                     others = [tasks.create_task(work) for work in (settler.run(), self._tick(settler), self._renew())]
-                    relay = await stack.enter_async_context(self.bus.subscribe(Queue("publish", (), ack_wait=self.ack_wait), 100))
+                    relay = await self._subscribe(stack, Queue("publish", (), ack_wait=self.ack_wait), 100)
                     readers = [tasks.create_task(self._relay(relay, settler))]
                     for feed in self.feeds:
-                        feed.subscription = await stack.enter_async_context(
-                            self.bus.subscribe(feed.queue, min(MAX_PREFETCH, feed.spec.concurrency + 1))
-                        )
+                        feed.subscription = await self._subscribe(stack, feed.queue, min(MAX_PREFETCH, feed.spec.concurrency + 1))
                         readers.append(tasks.create_task(self._read(feed, feed.subscription, ids, settler)))
                     others.append(tasks.create_task(self._watch()))
                     # crash point: worker-ready
@@ -104,6 +102,9 @@ class Worker:
                     feed.pool.kill("the worker stops")  # first: no event may run here once another worker can get it
                 if held := [one for feed in self.feeds for one in feed.held]:  # none, after a drain
                     await settler.hand_back(held)
+
+    async def _subscribe(self, stack: AsyncExitStack, queue: Queue, prefetch: int) -> Subscription:
+        return await patiently(lambda: stack.enter_async_context(self.bus.subscribe(queue, prefetch)))
 
     def _make_feeds(self, settler: Settler, tasks: asyncio.TaskGroup) -> None:
         """The async functions of a module share executors. Sync ones, which would keep each other waiting, have their own, and so

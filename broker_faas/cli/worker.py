@@ -18,8 +18,8 @@ def worker(url: str | None) -> None:
     """Run the project's functions against a bus.
 
     SIGTERM drains: no new events, what is running is finished within `worker.grace` seconds, the rest is handed back to the bus. A
-    second signal stops at once, and loses nothing either. Logs are JSON, unless stdout is a terminal. Tells systemd when it is ready
-    (Type=notify), and that it is alive (WatchdogSec).
+    second signal stops at once, and loses nothing either. A bus that cannot be had at the start is waited for, for 30 s. Logs are
+    JSON, unless stdout is a terminal. Tells systemd when it is ready (Type=notify), and that it is alive (WatchdogSec).
 
     \b
     Example:
@@ -37,9 +37,9 @@ async def _work(place: Place) -> None:
 
     config = place.project
     async with AsyncExitStack() as stack:
-        bus = await stack.enter_async_context(place.open(manage=True))
+        bus = await service.patiently(lambda: stack.enter_async_context(place.open(manage=True)))
         worker = await stack.enter_async_context(open_worker(config, bus))
-        await rename_queues(bus, config.project, worker.specs)
+        await service.patiently(lambda: rename_queues(bus, config.project, worker.specs))
         await stack.enter_async_context(answering(bus.connection, config.project, lambda: worker.feeds))
         services = [worker.run, lambda stop: reaper.run(bus, stop, keep=config.keep), process.closed(bus), process.supervised(worker.ready)]
         await service.run(*services, grace=config.worker.grace)

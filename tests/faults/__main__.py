@@ -24,7 +24,8 @@ REPORT = Path("faults-report")
 
 
 async def main(options: dict[str, str]) -> int:
-    chosen = [find(name) for name in options["SCENARIO"].split(",")] if options.get("SCENARIO") else [*scenarios().values()]
+    named = dict.fromkeys(options["SCENARIO"].split(",")) if options.get("SCENARIO") else scenarios()
+    chosen = [find(name) for name in named]
     short = bool(options.get("SHORT"))
     shutil.rmtree(REPORT, ignore_errors=True)
     skipped = [(scenario, why) for scenario in chosen if (why := cannot_run(scenario))]

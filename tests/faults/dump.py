@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from urllib.parse import unquote
 
@@ -9,7 +10,9 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import TimeoutError as NothingLeft
-from nats.js.api import AckPolicy, ConsumerConfig
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.client import JetStreamContext
+from nats.js.errors import ServiceUnavailableError
 
 from .ledger import Dead, Stored, digest
 
@@ -38,9 +41,7 @@ def _id(message: Msg) -> str:
 async def _all(client: Client, stream: str, damaged: int = 0) -> AsyncIterator[Msg]:
     jetstream = client.jetstream(timeout=10)
     left = (await jetstream.stream_info(stream)).state.messages
-    # The server forgets a consumer of this kind after 5 s without a request, and 100 MB may take longer.
-    config = ConsumerConfig(ack_policy=AckPolicy.NONE, mem_storage=True, inactive_threshold=60.0)
-    subscription = await jetstream.pull_subscribe("", stream=stream, config=config)
+    seen, subscription = 0, await _consumer(jetstream, stream, 1)
     while left:
         try:
             messages = await subscription.fetch(min(left, 200), timeout=2 if left <= damaged else 30)
@@ -48,7 +49,23 @@ async def _all(client: Client, stream: str, damaged: int = 0) -> AsyncIterator[M
             if left <= damaged:
                 break
             raise AssertionError(f"{stream}: {left} messages counted and not to be read") from None
+        except ServiceUnavailableError:  # a node of the cluster gave its place to another
+            await asyncio.sleep(1)
+            subscription = await _consumer(jetstream, stream, seen + 1)
+            continue
         for message in messages:
             left -= 1
+            seen = message.metadata.sequence.stream
             yield message
     await subscription.unsubscribe()
+
+
+async def _consumer(jetstream: JetStreamContext, stream: str, first: int) -> JetStreamContext.PullSubscription:
+    config = ConsumerConfig(
+        ack_policy=AckPolicy.NONE,
+        deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+        opt_start_seq=first,
+        mem_storage=True,
+        inactive_threshold=60.0,  # of itself 5 s, and 100 MB may take longer
+    )
+    return await jetstream.pull_subscribe("", stream=stream, config=config)

@@ -153,6 +153,23 @@ async def test_a_worker_survives_the_death_of_its_bus_without_a_restart(own_nats
         assert worker.popen.poll() is None
 
 
+async def test_a_worker_that_starts_before_its_bus_waits_for_it(own_nats: Any, tmp_path: Path) -> None:
+    server = await own_nats()
+    url = server.url
+    await server.kill()
+    worker = Process(Project(tmp_path, LEDGER), url)
+    try:
+        await eventually(lambda: "the bus cannot be had yet" in worker.log.read_text())
+        await server.start()
+        await worker.ready()
+        worker.signal(signal.SIGTERM)
+
+        assert await worker.ended() == 0
+    finally:
+        worker.popen.kill()
+        worker.popen.wait()
+
+
 async def test_sigterm_drains_and_ends_with_zero(bus_url: str, tmp_path: Path) -> None:
     project = Project(
         tmp_path,
