@@ -1,6 +1,6 @@
 """A scenario: a system under load, one thing that goes wrong with it, and what must be true afterwards.
 
-One is an async function that gets a Run, and does the harm; what is around it is the same for all: see run.py.
+One is an async function that gets a Run, and does the harm; what is around it is the same for all: see inner.py.
 
     @scenario("F21", "nats-server is killed", proves=("I-D1",), redelivery=False)
     async def bus_killed(run: Run) -> None:
@@ -51,7 +51,7 @@ class Scenario:
     short: part of `make test`; the others take minutes. needs: of what the machine allows: root, loop, nft, cgroup.
     workers: processes. nodes: nats-servers; 3 are a cluster.
     disk: under the bus: tmpfs or ext4 (its power can be cut). disk_bytes, max_bytes: its size, and the store's.
-    app: the functions under test; functions, ordered: their names. toml: more of faas.toml.
+    app: the functions under test; functions, ordered: their names. toml: more of the [worker] of faas.toml.
     repeat: runs of the long form, each with a seed of its own.
     hears: whether the n-th event of a producer goes to this function. delay: seconds from its publishing to its delivery; such
     events have no key. dies: whether it must become a dead letter; doomed: the same by id; dying: the functions in which; none: in all.

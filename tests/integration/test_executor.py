@@ -70,6 +70,12 @@ async def sets_variable(event):
     variable.set("set")
     return seen
 
+@function(on="t", sends="out")
+def sets_variable_too(event):
+    seen = variable.get()
+    variable.set("set")
+    return seen
+
 @function(on="t", concurrency=3)
 async def overlaps(event, ctx):
     global running, most
@@ -176,8 +182,9 @@ async def test_a_handler_that_cancels_its_task_harms_no_other_call(app: Project)
     assert [running.answers[id].status for id in ids] == [OK] * 3
 
 
-async def test_a_context_variable_that_a_handler_sets_is_not_seen_by_the_next_call(app: Project) -> None:
-    running = await app.start("sets_variable")
+@pytest.mark.parametrize("function", ["sets_variable", "sets_variable_too"])
+async def test_a_context_variable_that_a_handler_sets_is_not_seen_by_the_next_call(app: Project, function: str) -> None:
+    running = await app.start(function)
     seen = [await running.returned() for _ in range(5)]
 
     assert seen == ["unset"] * 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Sequence
+from contextvars import copy_context
 from math import inf
 from time import monotonic, monotonic_ns
 
@@ -78,7 +79,8 @@ class Blocking:
                     self._alarm_by(wanted)
                 if entered := callee.enter(call, deadline):
                     arguments, event, ctx = entered
-                    outcome = callee.leave(call, callee.handler(*arguments), event, ctx)
+                    # 0.4 µs: a context variable that the handler sets is not there for the next call.
+                    outcome = callee.leave(call, copy_context().run(callee.handler, *arguments), event, ctx)
                 else:
                     outcome = skipped(slot.call)
             finally:
