@@ -15,6 +15,8 @@ from typing import Any
 
 from .render import GREY, RED, YELLOW, clean, colour, duration
 
+# What steers a terminal and JSON does not escape by itself: DEL, the controls of ISO 6429 above it, marks of writing direction, line ends.
+_STEERING = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))}
 _STANDARD = {*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName"}
 
 
@@ -91,7 +93,7 @@ class JsonFormatter(logging.Formatter):
         line |= fields(record)
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json.dumps(line, ensure_ascii=False, default=str).translate(_STEERING)
 
 
 class HumanFormatter(logging.Formatter):

@@ -121,6 +121,14 @@ def test_json_logs_are_one_object_a_line_with_the_fields() -> None:
     assert said == {"level": "info", "message": "worker ready", "logger": "broker_faas.x", "functions": ["a", "b"]}
 
 
+def test_nothing_in_a_json_line_steers_a_terminal() -> None:
+    text = "a\x1b[2J \x7f \x9b2J \u202e \u2028 ö \U0001f600"
+    line = logs.JsonFormatter().format(record("output", text=text))
+
+    assert json.loads(line)["text"] == text
+    assert line == "".join(c for c in line if c.isprintable())
+
+
 def test_a_person_reads_what_a_function_printed() -> None:
     line = logs.HumanFormatter().format(record("output", function="reserve", stream="stdout", text="hi \x1b[2J", event="1", attempt=1))
 
