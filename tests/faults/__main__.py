@@ -60,7 +60,11 @@ async def main(options: dict[str, str]) -> int:
     print(f"{len(todo)} runs, first seed {first}", flush=True)
     async with asyncio.TaskGroup() as tasks:
         for scenario, seed in todo:
-            tasks.create_task(one(scenario, seed))
+            if short or not scenario.alone:
+                tasks.create_task(one(scenario, seed))
+    for scenario, seed in todo:
+        if scenario.alone and not short:
+            await one(scenario, seed)
     results.sort(key=lambda result: (chosen.index(result.scenario), result.seed))
     red = [result for result in results if not result.ok]
     minutes, form = (time.monotonic() - began) / 60, "short" if short else "long"

@@ -52,7 +52,8 @@ class Scenario:
     workers: processes. nodes: nats-servers; 3 are a cluster.
     disk: under the bus: tmpfs or ext4 (its power can be cut). disk_bytes, max_bytes: its size, and the store's.
     app: the functions under test; functions, ordered: their names. toml: more of the [worker] of faas.toml.
-    repeat: runs of the long form, each with a seed of its own.
+    repeat: runs of the long form, each with a seed of its own. alone: there it has the machine to itself: it fills all processors, or
+    measures a rate.
     hears: whether the n-th event of a producer goes to this function. delay: seconds from its publishing to its delivery; such
     events have no key. dies: whether it must become a dead letter; doomed: the same by id; dying: the functions in which; none: in all.
     keep: seconds that settled events stay; where they may go before the end, the bus is not looked into afterwards.
@@ -71,6 +72,7 @@ class Scenario:
     proves: tuple[str, ...] = ()
     short: bool = True
     repeat: int = 1
+    alone: bool = False
     needs: tuple[str, ...] = ("root",)
     workers: int = 2
     nodes: int = 1

@@ -175,6 +175,7 @@ HANGS = {
     "F38",
     "events hang in a loop, in C, in a child, with every signal blocked: they and what they started end with their deadline",
     proves=("I-L7", "I-P1", "I-D1", "I-O1"),
+    alone=True,
     **poison(HANGS, timeout=0.5, every=160, waits=10.0),  # for one another: a worker runs two suspects at a time
 )
 async def hangs(run: Run) -> None:
@@ -196,6 +197,7 @@ BOMBS = {
     needs=("root", "cgroup"),
     proves=("I-P2", "I-B1", "I-X5"),
     short=False,
+    alone=True,
     **poison(BOMBS, timeout=2.0, every=1000, waits=20.0),  # while a bomb fills its group, nothing can be forked there
 )
 async def bombs(run: Run) -> None:

@@ -53,34 +53,43 @@ async def _cut(run: Run, how: str) -> None:
     await asyncio.sleep(run.scenario.recovers + 3)
 
 
-@scenario("F33", "a black hole between everybody and the bus, 20 s", proves=("I-D1", "I-L3"), short=False, recovers=15.0)
+@scenario("F33", "a black hole between everybody and the bus, 20 s", proves=("I-D1", "I-L3"), short=False, recovers=15.0, alone=True)
 async def black_hole(run: Run) -> None:
     await _cut(run, "drop")
 
 
-@scenario("F33-reject", "connections to the bus are reset and refused", proves=("I-D1", "I-L3"), recovers=6.0)
+@scenario("F33-reject", "connections to the bus are reset and refused", proves=("I-D1", "I-L3"), recovers=6.0, alone=True)
 async def rejected(run: Run) -> None:
     await _cut(run, "reject")
 
 
-@scenario("F33-requests", "what is sent to the bus is lost, its answers arrive", proves=("I-D1", "I-L3"), short=False, recovers=15.0)
+@scenario(
+    "F33-requests", "what is sent to the bus is lost, its answers arrive", proves=("I-D1", "I-L3"), short=False, recovers=15.0, alone=True
+)
 async def one_way_there(run: Run) -> None:
     await _cut(run, "requests")
 
 
-@scenario("F33-answers", "what the bus answers is lost", proves=("I-D1", "I-U4", "I-L3"), short=False, recovers=15.0)
+@scenario("F33-answers", "what the bus answers is lost", proves=("I-D1", "I-U4", "I-L3"), short=False, recovers=15.0, alone=True)
 async def one_way_back(run: Run) -> None:
     await _cut(run, "answers")
 
 
-@scenario("L3-server", "the server is down for 20 s: the old rate within 15 s of its return", proves=("I-L3",), short=False, recovers=15.0)
+@scenario(
+    "L3-server",
+    "the server is down for 20 s: the old rate within 15 s of its return",
+    proves=("I-L3",),
+    short=False,
+    recovers=15.0,
+    alone=True,
+)
 async def server_down(run: Run) -> None:
     await run.pause(2, 3)
     await steps.down(run, [run.server], 20)
     await asyncio.sleep(18)
 
 
-@scenario("L3-worker", "each worker is down for 20 s, one after the other", proves=("I-L3",), short=False, recovers=15.0)
+@scenario("L3-worker", "each worker is down for 20 s, one after the other", proves=("I-L3",), short=False, recovers=15.0, alone=True)
 async def each_down(run: Run) -> None:
     for worker in run.workers:
         await run.pause(2, 3)
@@ -88,7 +97,7 @@ async def each_down(run: Run) -> None:
         await asyncio.sleep(18)
 
 
-@scenario("L3-workers", "all workers are down for 20 s", proves=("I-L3",), short=False, recovers=15.0)
+@scenario("L3-workers", "all workers are down for 20 s", proves=("I-L3",), short=False, recovers=15.0, alone=True)
 async def all_down(run: Run) -> None:
     await run.pause(2, 3)
     await steps.down(run, run.workers, 20)
