@@ -11,6 +11,9 @@
     timeout = 60
     env = {DB_PASSWORD = "${DB_PASSWORD}"}
     retry = {max_attempts = 3}
+    [[connector]]                           # what a source has becomes events
+    name = "orders"
+    type = "kafka"                          # its options are those of connectors/kafka.py
 
 `${NAME}` in a string value is an environment variable, `$${` a plain `${`. Seconds are numbers, sizes are bytes.
 """
@@ -22,10 +25,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import options, toml
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .where import Filter
 
 FILE = "faas.toml"
 
@@ -72,6 +78,23 @@ class FunctionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectorConfig:
+    """A [[connector]]. type: of its driver, which knows the `options`. to: topic; None: the name at the source. where: a filter.
+
+    place: `faas.toml:12`, and of each option. unset: what is wrong with the environment: an error for what runs this connector.
+    """
+
+    name: str
+    type: str
+    to: str | None = None
+    where: Filter | None = None
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    place: str = FILE
+    places: Mapping[str, str] = field(default_factory=dict)
+    unset: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """root: the project's folder.
 
@@ -86,6 +109,7 @@ class Config:
     bus: BusConfig = BusConfig()
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     functions: Mapping[str, FunctionConfig] = field(default_factory=dict)
+    connectors: tuple[ConnectorConfig, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
     unset: tuple[str, ...] = ()
 
@@ -141,6 +165,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
         raise ConfigError(f"there is no {FILE} in {Path.cwd()} or above it. `faas new NAME` makes a project.")
     table, lines = toml.read(path)
     reader = _Reader(path.name, lines, environ)
+    connectors = reader.connectors(table.pop("connector", []))
     said = reader.read(options.SCHEMA, table)
     for required, example in (("project", '"shop"'), ("modules", '["shop.orders"]')):
         if required not in said:
@@ -153,7 +178,14 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
     functions = {name: FunctionConfig(**values) for name, values in said.pop("function", {}).items()}
     worker = WorkerConfig(**said.pop("worker", {}))
     return Config(
-        root=path.absolute().parent, bus=bus, worker=worker, functions=functions, origins=reader.origins, unset=tuple(reader.unset), **said
+        root=path.absolute().parent,
+        bus=bus,
+        worker=worker,
+        functions=functions,
+        connectors=connectors,
+        origins=reader.origins,
+        unset=tuple(reader.unset),
+        **said,
     )
 
 
@@ -192,6 +224,40 @@ class _Reader:
                 raise ConfigError(f"{where}: {dotted} must be a table, like [{dotted}]")
         return values
 
+    def connectors(self, rows: Any) -> tuple[ConnectorConfig, ...]:
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ConfigError(f"{self._where(('connector',))}: connectors are written [[connector]], in two brackets, one for each")
+        found: dict[str, ConnectorConfig] = {}
+        for number, row in enumerate(rows):
+            here = ("connector", str(number))
+            one = self._connector(row, here)
+            if one.name in found:
+                raise ConfigError(f"{one.place}: there is a connector {one.name!r} already, at {found[one.name].place}")
+            found[one.name] = one
+        return tuple(found.values())
+
+    def _connector(self, row: Mapping[str, Any], here: tuple[str, ...]) -> ConnectorConfig:
+        place, label = self._where(here), f"connector {row['name']!r:.80}" if "name" in row else "[[connector]]"
+        said: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        unset: list[str] = []
+        for name, raw in row.items():
+            at = self._where((*here, name))
+            try:
+                if check := options.CONNECTOR.get(name):
+                    said[name] = check(self._expanded(raw))
+                else:
+                    own[name] = self._expanded(raw)
+            except Unset as error:
+                unset.append(f"{at}: {label}: {name} {error}")
+            except (ValueError, ConfigError) as error:
+                raise ConfigError(f"{at}: {label}: {name} {error}") from None
+        for required, example in (("name", '"orders"'), ("type", '"kafka"')):
+            if required not in said and not unset:
+                raise ConfigError(f"{place}: {label} does not say {required!r}. Add a line like: {required} = {example}")
+        places = {name: self._where((*here, name)) for name in row}
+        return ConnectorConfig(**{"name": "?", "type": "?", **said}, options=own, place=place, places=places, unset=tuple(unset))
+
     def _rule(self, known: options.Table, here: tuple[str, ...]) -> options.Rule:
         *path, name = here
         inside = f"[{'.'.join(path)}]" if path else self.file
@@ -214,6 +280,8 @@ class _Reader:
     def _expanded(self, value: Any) -> Any:
         if isinstance(value, list):
             return [self._expanded(item) for item in value]
+        if isinstance(value, dict):
+            return {name: self._expanded(item) for name, item in value.items()}
         return re.sub(r"\$?\$\{([^}]*)\}?", self._variable, value) if isinstance(value, str) else value
 
     def _variable(self, match: re.Match[str]) -> str:

@@ -10,6 +10,9 @@ FaasError
 │   ├── BusUnavailable     try again later; nothing is known to be stored; exit 75
 │   ├── BusFull            no space: back-pressure, try again when the reaper has freed some; exit 75
 │   └── BusRefused         permissions or a missing stream: an operator mends it; exit 78
+├── SourceError        what a connector reads from
+│   ├── SourceUnavailable  try again later
+│   └── SourceRefused      permissions, a missing queue, an offset out of range: an operator mends it; exit 78
 ├── ExecutorError      user code ended without an outcome: one failed attempt
 │   ├── ExecutorCrashed    exit code or signal
 │   └── ProtocolError      bytes on the socket that are no frame
@@ -71,6 +74,18 @@ class BusRefused(BusError):
     def __init__(self, message: str, code: int = 0) -> None:
         super().__init__(message)
         self.code = code
+
+
+class SourceError(FaasError):
+    """Of a system that a connector reads from."""
+
+
+class SourceUnavailable(SourceError):
+    """Not reachable, or gone while it was read: connected to again, after a pause."""
+
+
+class SourceRefused(SourceError):
+    """It says no, and would again: permissions, nothing of that name, events that are not there any more."""
 
 
 class ExecutorError(FaasError):

@@ -3,18 +3,23 @@
 stream   subjects                                    what
 events   ev.{topic}.{a}.{b}                          events; a, b: two hex digits of the partition key's hash, or - -
          re.{queue}.{a}.{b}                          replays for one ordered function (decision 2)
+         pos.{connector}.{partition}                 how far a connector has stored a partition of its source
 retries  at.{queue}.{sequence}.{attempt} → go.{queue}  schedules and what they deliver
          at.publish.{id} → go.publish                delayed publishes, relayed to events by any worker
 dead     dead.{queue}                                dead letters
+         quarantine.{connector}                      what a source has and cannot become an event
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
+
+import orjson
 
 from .bus import Delivery, Queue, Record
 from .errors import ConfigError, EventTooLarge
@@ -151,6 +156,32 @@ def dead_record(queue: Queue, delivery: Delivery, *, reason: str, detail: str, a
     return Record(f"dead.{queue.name}", f"dlq:{queue.name}:{from_.sequence}", head + event_headers(delivery.headers), delivery.data)
 
 
+def position_subject(connector: str, partition: str) -> str:
+    """partition: of the source, any text."""
+    return f"pos.{connector}.{_token(partition)}"
+
+
+def position_record(connector: str, partition: str, position: str) -> Record:
+    """Everything of this partition up to and including `position` is stored, if this is: it is published behind it."""
+    subject = position_subject(connector, partition)
+    return Record(subject, f"{subject}:{_token(position)}", b"", position.encode())
+
+
+def quarantine_record(connector: str, where: str, reason: str, headers: Mapping[str, str], data: bytes, now: float) -> Record:
+    """What a source has and cannot become an event, as it is. where: its position there. headers: of the source, told in JSON."""
+    told = orjson.dumps(headers).decode()
+    head = {"Position": where, "Reason": reason[:1000], "First": f"{now:.3f}", "Headers": told}
+    if len(told) > _MAX_DETAIL or len(data) > MAX_DATA:
+        head["Cut"] = f"{len(told)} bytes of headers and {len(data)} of data"
+        head["Headers"], data = told[:_MAX_DETAIL], data[:MAX_DATA]
+    return Record(f"quarantine.{connector}", f"quarantine:{connector}:{key_hash(where)}", _faas(**head), data)
+
+
+def _token(text: str) -> str:
+    """Any text as one word of a subject."""
+    return re.sub(r"[^A-Za-z0-9_-]", lambda found: "".join(f"={byte:02X}" for byte in found[0].encode()), text)
+
+
 def cut(record: Record) -> Record:
     """A dead letter that the bus does not take whole: without data and foreign headers, and saying so in `Faas-Cut`.
 
@@ -261,10 +292,10 @@ def streams(*, max_bytes: int, dead_bytes: int, replicas: int = 1) -> list[dict[
     # The server's own limits: a dead letter or retry carries our headers on top of a full record.
     bounded = common | {"discard": "new"}
     return [
-        bounded | {"name": EVENTS, "subjects": ["ev.>", "re.>"], "max_bytes": max_bytes, "max_msg_size": MAX_STORED},
+        bounded | {"name": EVENTS, "subjects": ["ev.>", "re.>", "pos.>"], "max_bytes": max_bytes, "max_msg_size": MAX_STORED},
         # Schedules refuse `discard: new` and need rollup headers: this stream has no limit of its own, the account's bounds it.
         common | {"name": RETRIES, "subjects": ["at.>", "go.>"], "allow_msg_schedules": True, "allow_rollup_hdrs": True},
-        bounded | {"name": DEAD, "subjects": ["dead.>"], "max_bytes": dead_bytes},
+        bounded | {"name": DEAD, "subjects": ["dead.>", "quarantine.>"], "max_bytes": dead_bytes},
     ]
 
 

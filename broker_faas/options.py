@@ -8,8 +8,14 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
+
+from .errors import ConfigError, TopicInvalid
+from .topics import check_topic
+
+if TYPE_CHECKING:
+    from .where import Filter
 
 Check: TypeAlias = Callable[[Any], Any]
 
@@ -118,6 +124,22 @@ def variable(value: Any) -> str:
 _REFUSED = {"LD_PRELOAD", "LD_AUDIT", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "BASH_ENV", "NATS_URL"}
 
 
+def topic(value: Any) -> str:
+    try:
+        return check_topic(text(value))
+    except TopicInvalid as error:
+        raise ValueError(f"is no topic: {error}") from None
+
+
+def where_from_json(value: Any) -> Filter:
+    from .where import from_json  # which needs the event: not for a project without connectors
+
+    try:
+        return from_json(value)
+    except ConfigError as error:
+        raise ValueError(f"is no filter: {error}") from None
+
+
 def bus_url(value: Any) -> str:
     """One server, or several of a cluster with commas between."""
     for url in text(value).split(","):
@@ -217,6 +239,15 @@ SCHEMA = Table(
         ),
     }
 )
+
+
+# What every [[connector]] may say; the rest is its driver's.
+CONNECTOR: dict[str, Check] = {
+    "name": named(r"[a-z0-9]+(-[a-z0-9]+)*", "a name of lower-case letters, digits and single '-'"),
+    "type": named(r"[a-z]+|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*", "a connector, like kafka, or a class, like module:Class", 200),
+    "to": topic,
+    "where": where_from_json,
+}
 
 
 # --- for messages -------------------------------------------------------------------------------------------

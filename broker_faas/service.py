@@ -27,6 +27,10 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
+class Stuck(Exception):
+    """Connected, events waiting, nothing moves: the process ends (exit 70) and its supervisor starts a fresh one."""
+
+
 class Aborted(Exception):
     """A second signal came: services were cancelled before they had finished. Nothing is lost: the bus redelivers."""
 

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,22 @@ _TOKEN = re.compile(
 def lines(text: str) -> dict[tuple[str, ...], int]:
     """Line (from 1) of each key and table header, by its path. Text that tomllib accepts; keys inside inline tables are left out.
 
+    Of an array of tables the path says which: ("connector", "0", "name") for the first [[connector]].
+
     Of other text it makes something in linear time. Raises TOMLDecodeError, worded like tomllib's, if a key has too many parts.
     """
     found: dict[tuple[str, ...], int] = {}
     table: tuple[str, ...] = ()
+    rows: dict[tuple[str, ...], int] = {}
     line, depth, dots, begins = 1, 0, 0, True
     position = 0
     while position < len(text):
         if begins and (statement := _STATEMENT.match(text, position)):
             path = tuple(part.strip("\"'") for part in re.findall(_PART, statement["key"]))
             if statement["table"]:
-                table = path
+                if len(statement["table"]) == 2:
+                    rows[path] = rows.get(path, -1) + 1
+                path = table = _which(path, rows)
             found.setdefault(path if statement["table"] else table + path, line)
         begins = False
         token = _TOKEN.match(text, position)
@@ -90,3 +96,13 @@ def lines(text: str) -> dict[tuple[str, ...], int]:
         line += token[0].count("\n")
         begins = token[0] == "\n" and depth == 0
     return found
+
+
+def _which(path: tuple[str, ...], rows: Mapping[tuple[str, ...], int]) -> tuple[str, ...]:
+    """The path with the number of the row behind each array of tables in it."""
+    found: list[str] = []
+    for end, part in enumerate(path, 1):
+        found.append(part)
+        if path[:end] in rows:
+            found.append(str(rows[path[:end]]))
+    return tuple(found)

@@ -15,10 +15,11 @@ from ..bus import Bus
 from ..config import Config, FunctionConfig
 from ..errors import ConfigError, ExecutorError
 from ..function import Spec
+from ..service import Stuck
 from ..service import first as first_of
 from .dispatch import Pool
 from .executor import Executor, Group
-from .worker import Stuck, Worker
+from .worker import Worker
 from .zygote_handle import Output, Zygote, log_output
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from ..errors import BusUnavailable, EventError
 from ..event import CloudEvent
 from ..function import Spec
 from ..layout import dead_record, event_record, faas_headers
-from ..service import first, patiently
+from ..service import Stuck, first, patiently
 from .dispatch import Fork, Pool
 from .executor import Group, Outcome
 from .feed import MAX_PREFETCH, Feed, Held
@@ -33,10 +33,6 @@ STUCK_AFTER = 60.0  # seconds with waiting events, a connection and no progress,
 SICK_PAUSE = 5.0  # seconds until an event comes again that no executor could be had for
 SUSPECT_PAUSE = 1.0  # seconds before an event runs that may take the worker down: what came with it is stored elsewhere meanwhile
 LOST_DELIVERIES = 5  # deliveries beyond max_attempts that dying workers may cost an event before it is dead without another run
-
-
-class Stuck(Exception):
-    """Connected, events waiting, nothing moves: the process ends (exit 70) and its supervisor starts a fresh one."""
 
 
 @dataclass

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 def run(main: Coroutine[Any, Any, None]) -> None:
     """asyncio.run, on uvloop where it is installed (extra `uvloop`). Raises Failed for the ways to end that only processes have."""
     from ..errors import BusRefused
-    from ..service import Aborted, first, new_event_loop
-    from ..workers.worker import Stuck
+    from ..service import Aborted, Stuck, first, new_event_loop
 
     # What is held is many objects and no cycles: looking through all of them every 700 new ones took a tenth of the time.
     gc.set_threshold(50_000, 20, 50)

@@ -13,6 +13,7 @@ import pytest
 from broker_faas import options, toml
 from broker_faas.config import Config, find, load
 from broker_faas.errors import ConfigError
+from broker_faas.where import prefix
 
 HEAD = 'project = "shop"\nmodules = ["shop.orders"]\n'  # two lines: what a case adds starts at line 3
 Read = Callable[..., Config]
@@ -275,7 +276,14 @@ b = [ # ]
 y = "\\"["
 """
 
-    assert toml.lines(text) == {("a",): 2, ("b",): 6, ("t", "q.r"): 10, ("t", "q.r", "k", "l"): 11, ("many",): 12, ("many", "y"): 13}
+    assert toml.lines(text) == {
+        ("a",): 2,
+        ("b",): 6,
+        ("t", "q.r"): 10,
+        ("t", "q.r", "k", "l"): 11,
+        ("many", "0"): 12,
+        ("many", "0", "y"): 13,
+    }
 
 
 def test_loading_imports_no_heavy_module_and_no_code_of_the_project(tmp_path: Path) -> None:
@@ -308,3 +316,46 @@ def test_a_missing_variable_of_a_function_is_an_error_for_what_runs_it_and_for_n
 )
 def test_a_password_in_a_url_is_never_shown(url: str, shown: str) -> None:
     assert options.masked(url) == shown
+
+
+# --- connectors ---------------------------------------------------------------------------------------------
+
+ORDERS = '[[connector]]\nname = "orders"\ntype = "kafka"\n'
+
+
+def test_a_connector_has_a_name_a_type_and_the_options_of_its_driver(read: Read) -> None:
+    text = HEAD + ORDERS + 'to = "shop.orders"\nservers = "${SERVERS}"\ntopics = ["a"]\n[connector.where.prefix]\ntype = "order."\n'
+    [connector] = read(text, {"SERVERS": "k:9092"}).connectors
+
+    assert (connector.name, connector.type, connector.to) == ("orders", "kafka", "shop.orders")
+    assert connector.options == {"servers": "k:9092", "topics": ["a"]}
+    assert connector.where == prefix(type="order.")
+    assert connector.places["topics"].endswith(":8")
+
+
+def test_a_missing_variable_of_a_connector_is_no_error_for_what_does_not_run_it(read: Read) -> None:
+    [connector] = read(HEAD + ORDERS + 'servers = "${NOPE}"\n').connectors
+
+    assert connector.unset == ("faas.toml:6: connector 'orders': servers needs the environment variable NOPE, which is not set",)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[connector]\nname = "a"\n', "faas.toml:3: connectors are written [[connector]], in two brackets, one for each"),
+        ('[[connector]]\ntype = "kafka"\n', "faas.toml:3: [[connector]] does not say 'name'"),
+        ('[[connector]]\nname = "a"\n', "faas.toml:3: connector 'a' does not say 'type'"),
+        (ORDERS + ORDERS, "faas.toml:6: there is a connector 'orders' already, at faas.toml:3"),
+        ('[[connector]]\nname = "A b"\ntype = "kafka"\n', "faas.toml:4: connector 'A b': name must be a name of lower-case letters"),
+        (ORDERS + 'to = "a..b"\n', "faas.toml:6: connector 'orders': to is no topic: topic 'a..b' has an empty part"),
+        (
+            ORDERS + 'where = {perfix = {type = "a"}}\n',
+            "faas.toml:6: connector 'orders': where is no filter: unknown filter dialect 'perfix'",
+        ),
+    ],
+)
+def test_a_connector_that_cannot_be_read_is_refused_with_its_line(read: Read, text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read(HEAD + text)
+
+    assert says in str(raised.value)

@@ -28,7 +28,7 @@ def documented(heading: str) -> set[str]:
 @pytest.mark.parametrize(
     ("heading", "options", "internal"),
     [
-        ("## Options", Config, {"root", "bus", "worker", "functions", "origins", "unset"}),
+        ("## Options", Config, {"root", "bus", "worker", "functions", "connectors", "origins", "unset"}),
         ("### `[bus]`", BusConfig, set()),
         ("### `[worker]`", WorkerConfig, set()),
         ("### `[function.NAME]`", FunctionConfig, set()),

@@ -12,8 +12,9 @@ import pytest
 from broker_faas.bus import Lag, Queue, Subscription
 from broker_faas.buses.memory import MemoryBus
 from broker_faas.errors import BusUnavailable
+from broker_faas.service import Stuck
 from broker_faas.workers import worker as module
-from broker_faas.workers.worker import Stuck, Worker
+from broker_faas.workers.worker import Worker
 from tests.unit.test_dispatch import spec
 
 

@@ -1,0 +1,305 @@
+"""pump: from a source to the bus. Read, make records, publish, and only then acknowledge; once for all connectors.
+
+    source ── Batch ──▶ records ──▶ bus.publish ──▶ source.ack
+              read and translated while the batch before it is being stored
+
+One batch is stored at a time, so the bus has a source's order, whatever fails meanwhile. A bus that is full or away stops the reading:
+a source is never read faster than what it gives is on disk.
+Drivers: kafka.py and its neighbours; their contract: tests/contract/test_connectors.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from time import time
+from typing import NamedTuple, Protocol
+
+from ..bus import Bus, Record
+from ..errors import BusFull, BusUnavailable, EventError, EventTooLarge, SourceError, SourceUnavailable
+from ..event import CloudEvent
+from ..layout import event_record, position_record, quarantine_record
+from ..service import Stuck, first
+from ..where import Filter
+
+log = logging.getLogger(__name__)
+
+STUCK_AFTER = 60.0  # seconds without a batch, though the source has some, after which the process ends itself
+LEAST_PAUSE, LONGEST_PAUSE = 0.2, 15.0  # seconds between two tries, of the bus and of the source
+REMEMBERED = 60.0  # seconds that a source must have been read for its pauses to begin small again
+
+
+class Refused(NamedTuple):
+    """Something of a source that cannot become an event. where: its position there. headers: of the source, as text. reason: one line."""
+
+    where: str
+    reason: str
+    headers: Mapping[str, str]
+    data: bytes
+
+
+class Batch(NamedTuple):
+    """What one read of a source gave, in the source's order.
+
+    parts: (name at the source, its events and refusals): the name is the topic on the bus where the connector has no `to`.
+    token: the driver's own, for ack(). positions: {partition: position} behind this batch, of a source that can be read again.
+    """
+
+    parts: Sequence[tuple[str, Sequence[CloudEvent | Refused]]]
+    token: object
+    positions: Mapping[str, str]
+
+
+Positions = Callable[[str], Awaitable[str | None]]
+"""Of a partition of the source: how far it is stored on the bus; None if nothing of it is."""
+
+
+class Source(Protocol):
+    """An open source. It reads nothing ahead but what its buffers, which have a bound, hold."""
+
+    def __aiter__(self) -> AsyncIterator[Batch]:
+        """Batches of ≥ 1. One reader. Raises SourceUnavailable, SourceRefused."""
+
+    async def ack(self, token: object) -> None:
+        """Everything up to and including this batch is on disk. A hint: what the source does not hear comes again."""
+
+    async def lag(self) -> int | None:
+        """What the source has and this connector has not stored yet; None if it cannot tell."""
+
+
+class Connector(Protocol):
+    """Options of one source: a frozen dataclass; what open() gives is the connection."""
+
+    def open(self, source: str, positions: Positions) -> AbstractAsyncContextManager[Source]:
+        """source: CloudEvents `source` of events made here. Raises SourceUnavailable, SourceRefused."""
+
+    async def peek(self, source: str, n: int) -> list[tuple[str, CloudEvent | Refused]]:
+        """The next n or fewer, (name at the source, what it would become). Acknowledges nothing and disturbs no other reader."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """name: of the connector. source: of the events it makes. to: topic on the bus; None: the name at the source. where: else dropped."""
+
+    name: str
+    source: str
+    to: str | None = None
+    where: Filter | None = None
+
+
+@dataclass(slots=True)
+class Status:
+    """Counts since the start: read = stored + filtered + quarantined, and what is on its way. repeated: of stored, those that were there.
+
+    state: connecting, reading, waiting for the bus, ended. error: the last one, "" if none.
+    """
+
+    read: int = 0
+    stored: int = 0
+    repeated: int = 0
+    filtered: int = 0
+    quarantined: int = 0
+    state: str = "connecting"
+    error: str = ""
+    lag: int | None = None
+
+
+@dataclass
+class Pump:
+    """A service for one connector. positions: see Positions; what it says is what this pump has published as position records."""
+
+    connector: Connector
+    route: Route
+    bus: Bus
+    positions: Positions
+    status: Status = field(default_factory=Status)
+    _moved: float = field(default=0.0, init=False)  # loop time of the last batch that was stored
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`; then what was read is stored and acknowledged. Raises SourceRefused, BusRefused, Stuck: they end the process."""
+        loop = asyncio.get_running_loop()
+        pause = LEAST_PAUSE
+        while not stop.is_set():
+            began = loop.time()
+            try:
+                await self._session(stop)
+            except SourceUnavailable as error:
+                self.status.state, self.status.error = "connecting", str(error)
+                pause = LEAST_PAUSE if loop.time() - began > REMEMBERED else min(LONGEST_PAUSE, pause * 2)
+                log.warning("source cannot be read", extra={"connector": self.route.name, "reason": str(error), "retry_s": pause})
+                await _either(stop, pause)
+        self.status.state = "ended"
+
+    async def _session(self, stop: asyncio.Event) -> None:
+        self._moved = asyncio.get_running_loop().time()
+        try:
+            async with self.connector.open(self.route.source, self.positions) as source, asyncio.TaskGroup() as tasks:
+                self.status.state = "reading"
+                acks = _Acks(source)
+                others = [tasks.create_task(acks.run()), tasks.create_task(self._watch(source))]
+                stopping = tasks.create_task(stop.wait())
+                batches = aiter(source)
+                reading = tasks.create_task(self._next(batches))
+                while True:
+                    await asyncio.wait([reading, stopping], return_when=asyncio.FIRST_COMPLETED)
+                    if not reading.done():
+                        reading.cancel()
+                        break
+                    ready = reading.result()
+                    if isinstance(ready, SourceError):
+                        await acks.last()
+                        raise ready
+                    if ready is None:
+                        break
+                    if not stopping.done():
+                        reading = tasks.create_task(self._next(batches))  # while this one is stored
+                    await self._store(ready)
+                    acks.put(ready.token)
+                    if stopping.done() and reading.done():
+                        break
+                # crash point: pump-draining
+                for task in others:
+                    task.cancel()
+                stopping.cancel()
+                await acks.last()
+        except BaseExceptionGroup as failures:
+            raise first(failures) from None
+
+    async def _next(self, batches: AsyncIterator[Batch]) -> _Ready | SourceError | None:
+        """An error is told, not raised: the batch before it is still being stored."""
+        try:
+            batch = await anext(batches, None)
+        except SourceError as error:
+            return error
+        # crash point: pump-read
+        return None if batch is None else records(self.route, batch, time())
+
+    async def _store(self, ready: _Ready) -> None:
+        """Until it is on disk: nothing is acknowledged before, and nothing behind it is stored first."""
+        pause = LEAST_PAUSE
+        while True:
+            try:
+                await self.bus.publish(ready.quarantine)  # first: the position behind it speaks for it, too
+                # crash point: pump-quarantined
+                repeated = await self.bus.publish(ready.events)
+                break
+            except EventTooLarge as error:  # than this server takes, which may be less than the bus is made for
+                ready = smaller(self.route, ready, error.limit, time())
+            except (BusUnavailable, BusFull) as error:
+                self.status.state, self.status.error = "waiting for the bus", str(error)
+                log.warning("the bus does not take events: the source waits", extra={"connector": self.route.name, "reason": str(error)})
+                await asyncio.sleep(pause)
+                pause = min(LONGEST_PAUSE, pause * 2)
+        # crash point: pump-stored
+        status = self.status
+        status.state = "reading"
+        status.read += ready.stored + ready.filtered + ready.quarantined
+        status.stored += ready.stored
+        status.filtered += ready.filtered
+        status.quarantined += ready.quarantined
+        status.repeated += repeated
+        self._moved = asyncio.get_running_loop().time()
+
+    async def _watch(self, source: Source) -> None:
+        """Connected but stuck is an exit, not silence: two looks in a row at a source that has something and gives nothing."""
+        suspected = False
+        while True:
+            await asyncio.sleep(STUCK_AFTER / 6)
+            self.status.lag = await source.lag()
+            idle = asyncio.get_running_loop().time() - self._moved
+            stuck = bool(self.status.lag) and idle > STUCK_AFTER and self.status.state == "reading"
+            if stuck and suspected:
+                raise Stuck(f"connector {self.route.name}: {self.status.lag} events wait at its source and none came for {idle:.0f} s")
+            suspected = stuck
+
+
+class _Ready(NamedTuple):
+    """A batch as it goes to the bus. events: and behind them the positions. stored: of events, those that are."""
+
+    quarantine: list[Record]
+    events: list[Record]
+    token: object
+    stored: int
+    filtered: int = 0
+    quarantined: int = 0
+
+
+def records(route: Route, batch: Batch, now: float) -> _Ready:
+    """What is published for a batch: what is quarantined, its events, and how far the source is stored then. Pure. now: unix seconds."""
+    events: list[Record] = []
+    quarantine: list[Record] = []
+    filtered = 0
+    for name, items in batch.parts:
+        topic = route.to or name
+        for item in items:
+            if isinstance(item, Refused):
+                quarantine.append(quarantine_record(route.name, item.where, item.reason, item.headers, item.data, now))
+            elif route.where is not None and not route.where.matches(item):
+                filtered += 1
+            else:
+                try:
+                    events.append(event_record(topic, item))
+                except EventError as error:
+                    where, headers = f"{item.source} {item.id}", dict(item.attributes)
+                    quarantine.append(quarantine_record(route.name, where, str(error), headers, item.data or b"", now))
+    stored = len(events)
+    events += [position_record(route.name, partition, position) for partition, position in batch.positions.items()]
+    return _Ready(quarantine, events, batch.token, stored, filtered, len(quarantine))
+
+
+def smaller(route: Route, ready: _Ready, limit: int, now: float) -> _Ready:
+    """Without the records of more than `limit` bytes: they are quarantined, as much of them as there is room for. Pure."""
+    large = [record for record in ready.events if len(record.headers) + len(record.data) > limit]
+    reason = f"{{}} bytes are more than the {limit} that this server takes"
+    quarantine = [
+        quarantine_record(
+            route.name, record.msg_id, reason.format(len(record.headers) + len(record.data)), {}, record.data[: limit // 2], now
+        )
+        for record in large
+    ]
+    return ready._replace(
+        quarantine=[*ready.quarantine, *quarantine],
+        events=[record for record in ready.events if record not in large],
+        stored=ready.stored - len(large),
+        quarantined=ready.quarantined + len(large),
+    )
+
+
+class _Acks:
+    """Acknowledges behind the work, one at a time: an ack speaks for all before it, so only the latest is sent."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._latest: list[object] = []  # none or one
+        self._news = asyncio.Event()
+        self._busy = asyncio.Lock()
+
+    def put(self, token: object) -> None:
+        self._latest[:] = [token]
+        self._news.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._news.wait()
+            await self.last()
+
+    async def last(self) -> None:
+        """Sends what waits; returns when nothing is on its way."""
+        async with self._busy:
+            self._news.clear()
+            if self._latest:
+                token = self._latest.pop()
+                # crash point: pump-before-ack
+                await self._source.ack(token)
+
+
+async def _either(stop: asyncio.Event, seconds: float) -> None:
+    """Returns after so many seconds, or when stop is set."""
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        pass

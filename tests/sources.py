@@ -1,0 +1,75 @@
+"""A source that tests script: what a connector's host does, without a broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from broker_faas.connectors.pump import Batch, Positions, Refused
+from broker_faas.errors import SourceUnavailable
+from broker_faas.event import CloudEvent
+
+
+@dataclass
+class Scripted:
+    """A log of one partition that can be read again. acked: how far; a new open() begins there, or where `positions` says.
+
+    size: of a batch. ends: open sessions to be cut off at these offsets, once each. acks_fail: acknowledgements that get lost.
+    """
+
+    log: list[CloudEvent | Refused] = field(default_factory=list)
+    size: int = 3
+    name: str = "orders"
+    acked: int = 0
+    reads: list[int] = field(default_factory=list)  # offsets of the batches, as they were read
+    opens: int = 0
+    ends: set[int] = field(default_factory=set)
+    acks_fail: int = 0
+    silent: bool = False
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, *items: CloudEvent | Refused) -> None:
+        self.log.extend(items)
+        self.news.set()
+
+    @asynccontextmanager
+    async def open(self, source: str, positions: Positions) -> AsyncIterator[Session]:
+        self.opens += 1
+        stored = await positions("0")
+        yield Session(self, self.acked if stored is None else int(stored) + 1)
+
+    async def peek(self, source: str, n: int) -> list[tuple[str, CloudEvent | Refused]]:
+        return [(self.name, item) for item in self.log[self.acked : self.acked + n]]
+
+
+class Session:
+    def __init__(self, scripted: Scripted, at: int) -> None:
+        self._scripted = scripted
+        self._at = at
+
+    async def __aiter__(self) -> AsyncIterator[Batch]:
+        scripted = self._scripted
+        while True:
+            if self._at in scripted.ends:
+                scripted.ends.discard(self._at)
+                raise SourceUnavailable("the source went away")
+            items: Sequence[CloudEvent | Refused] = scripted.log[self._at : self._at + scripted.size]
+            if items and not scripted.silent:
+                scripted.reads.append(self._at)
+                self._at += len(items)
+                yield Batch([(scripted.name, items)], self._at, {"0": str(self._at - 1)})
+            else:
+                scripted.news.clear()
+                await scripted.news.wait()
+
+    async def ack(self, token: object) -> None:
+        if self._scripted.acks_fail:
+            self._scripted.acks_fail -= 1
+            raise SourceUnavailable("the acknowledgement was not heard")
+        assert isinstance(token, int)
+        self._scripted.acked = max(self._scripted.acked, token)
+
+    async def lag(self) -> int | None:
+        return len(self._scripted.log) - self._scripted.acked

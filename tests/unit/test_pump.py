@@ -1,0 +1,204 @@
+"""pump(): nothing is acknowledged before it is stored, nothing is lost or reordered, whatever the bus and the source do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from broker_faas.bus import Record
+from broker_faas.connectors import pump as module
+from broker_faas.connectors.pump import Pump, Refused, Route
+from broker_faas.errors import BusFull, BusRefused, BusUnavailable, EventTooLarge
+from broker_faas.event import CloudEvent
+from broker_faas.layout import faas_headers
+from broker_faas.service import Stuck
+from broker_faas.where import prefix
+from tests.helpers import eventually
+from tests.sources import Scripted
+
+
+class Store:
+    """A bus that keeps what it is given. fails: what the next publishes raise; None: they succeed. gate: publishing waits for it."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.fails: list[Exception | None] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.largest = 1 << 30
+
+    async def publish(self, records: Sequence[Record], *, output: bool = False) -> int:
+        await self.gate.wait()
+        if self.fails and (error := self.fails.pop(0)):
+            raise error
+        if large := [len(record.data) for record in records if len(record.data) > self.largest]:
+            raise EventTooLarge(large[0], self.largest)
+        known = {record.msg_id for record in self.records}
+        self.records += [record for record in records if record.msg_id not in known]
+        return sum(record.msg_id in known and record.subject.startswith("ev.") for record in records)
+
+    def on(self, prefix: str) -> list[Record]:
+        return [record for record in self.records if record.subject.startswith(prefix)]
+
+    @property
+    def events(self) -> list[str]:
+        return [CloudEvent.from_headers(record.headers, record.data).id for record in self.on("ev.")]
+
+    async def position(self, partition: str) -> str | None:
+        found = self.on(f"pos.c.{partition}")
+        return found[-1].data.decode() if found else None
+
+
+def event(n: int, data: bytes = b"{}", type: str = "t") -> CloudEvent:
+    return CloudEvent(type=type, source="/s", id=str(n), data=data)
+
+
+@asynccontextmanager
+async def running(source: Scripted, store: Store, **route: object) -> AsyncIterator[Pump]:
+    pump = Pump(source, Route(name="c", source="/p/c", **route), store, store.position)  # type: ignore[arg-type]
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(pump.run(stop))
+        yield pump
+        stop.set()
+        await task
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEAST_PAUSE", 0.001)
+
+
+async def test_what_a_source_has_is_stored_in_its_order_and_then_acknowledged() -> None:
+    source, store = Scripted([event(n) for n in range(10)]), Store()
+    async with running(source, store) as pump:
+        await eventually(lambda: source.acked == 10)
+
+    assert store.events == [str(n) for n in range(10)]
+    assert {record.subject for record in store.on("ev.")} == {"ev.orders.-.-"}
+    assert (pump.status.read, pump.status.stored, pump.status.state) == (10, 10, "ended")
+
+
+async def test_nothing_is_acknowledged_before_it_is_stored_and_one_batch_is_read_ahead() -> None:
+    source, store = Scripted([event(n) for n in range(100)]), Store()
+    store.gate.clear()
+    async with running(source, store):
+        await eventually(lambda: source.reads == [0, 3])
+        await asyncio.sleep(0.05)
+        assert (source.acked, source.reads, store.records) == (0, [0, 3], [])
+        store.gate.set()
+        await eventually(lambda: source.acked == 100)
+
+
+@pytest.mark.parametrize("error", [BusUnavailable("away"), BusFull("full")])
+async def test_a_bus_that_does_not_take_events_gets_the_same_ones_again_before_any_other(error: Exception) -> None:
+    source, store = Scripted([event(n) for n in range(9)]), Store()
+    store.fails = [None, error, None, error, error, error]  # quarantine and events alternate
+    async with running(source, store):
+        await eventually(lambda: source.acked == 9)
+
+    assert store.events == [str(n) for n in range(9)]
+    assert source.opens == 1
+
+
+async def test_a_source_that_goes_away_is_opened_again_and_what_was_stored_is_not_stored_twice() -> None:
+    source, store = Scripted([event(n) for n in range(12)], ends={6}, acks_fail=2), Store()
+    async with running(source, store) as pump:
+        await eventually(lambda: source.acked == 12)
+
+    assert store.events == [str(n) for n in range(12)]
+    assert pump.status.repeated == 0
+    assert source.opens > 1
+
+
+async def test_a_bus_that_was_restored_from_an_older_copy_gets_what_it_has_not() -> None:
+    source, store = Scripted([event(n) for n in range(9)]), Store()
+    async with running(source, store):
+        await eventually(lambda: source.acked == 9)
+    store.records = store.records[:4]  # three events and their position
+    async with running(source, store):
+        await eventually(lambda: len(store.events) == 9)
+
+    assert store.events == [str(n) for n in range(9)]
+
+
+async def test_what_the_filter_drops_is_acknowledged_and_counted() -> None:
+    source, store = Scripted([event(n, type="a" if n % 2 else "b") for n in range(10)]), Store()
+    async with running(source, store, where=prefix(type="a"), to="x.y") as pump:
+        await eventually(lambda: source.acked == 10)
+
+    assert store.events == ["1", "3", "5", "7", "9"]
+    assert {record.subject for record in store.on("ev.")} == {"ev.x.y.-.-"}
+    assert (pump.status.read, pump.status.stored, pump.status.filtered) == (10, 5, 5)
+
+
+async def test_what_cannot_become_an_event_is_quarantined_before_its_position_is_stored() -> None:
+    source, store = Scripted([event(0), Refused("orders/0/1", "no UTF-8", {"k": "v"}, b"\xff\0"), event(2)]), Store()
+    store.fails = [BusFull("no room"), BusFull("no room")]
+    async with running(source, store) as pump:
+        await eventually(lambda: source.acked == 3)
+    [refused] = store.on("quarantine.c")
+
+    assert [record.subject.split(".")[0] for record in store.records] == ["quarantine", "ev", "ev", "pos"]
+    assert refused.data == b"\xff\0"
+    assert faas_headers(refused.headers)["reason"] == "no UTF-8"
+    assert faas_headers(refused.headers)["position"] == "orders/0/1"
+    assert faas_headers(refused.headers)["headers"] == '{"k":"v"}'
+    assert (pump.status.stored, pump.status.quarantined) == (2, 1)
+
+
+async def test_an_event_that_no_topic_or_bus_takes_is_quarantined_and_the_others_are_stored() -> None:
+    source, store = Scripted([event(0), event(1, b"x" * (2 << 20)), event(2)]), Store()
+    async with running(source, store):
+        await eventually(lambda: source.acked == 3)
+    bad, other = Scripted([event(3)], name="no topic!"), Store()
+    async with running(bad, other):
+        await eventually(lambda: bad.acked == 1)
+    [large], [nowhere] = store.on("quarantine"), other.on("quarantine")
+
+    assert store.events == ["0", "2"]
+    assert "exceeds the bus limit" in faas_headers(large.headers)["reason"]
+    assert "Topics are dot-separated words" in faas_headers(nowhere.headers)["reason"]
+
+
+async def test_what_is_too_large_for_this_server_is_quarantined_as_far_as_it_fits() -> None:
+    source, store = Scripted([event(0), event(1, b"x" * 5000), event(2)]), Store()
+    store.largest = 4000
+    async with running(source, store) as pump:
+        await eventually(lambda: source.acked == 3)
+
+    assert store.events == ["0", "2"]
+    assert [len(one.data) for one in store.on("quarantine")] == [2000]
+    assert (pump.status.stored, pump.status.quarantined) == (2, 1)
+
+
+async def test_a_refusal_of_the_bus_ends_it() -> None:
+    source, store = Scripted([event(0)]), Store()
+    store.fails = [BusRefused("no permission")]
+    with pytest.raises(BusRefused, match="no permission"):
+        await Pump(source, Route(name="c", source="/p/c"), store, store.position).run(asyncio.Event())  # type: ignore[arg-type]
+
+    assert source.acked == 0
+
+
+async def test_a_source_that_has_something_and_gives_nothing_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STUCK_AFTER", 0.1)
+    source, store = Scripted([event(0)], silent=True), Store()
+    with pytest.raises(Stuck, match="connector c: 1 events wait at its source"):
+        await Pump(source, Route(name="c", source="/p/c"), store, store.position).run(asyncio.Event())  # type: ignore[arg-type]
+
+
+async def test_cancelled_while_it_publishes_it_lets_go() -> None:
+    source, store = Scripted([event(n) for n in range(9)]), Store()
+    store.gate.clear()
+    pump = Pump(source, Route(name="c", source="/p/c"), store, store.position)  # type: ignore[arg-type]
+    task = asyncio.ensure_future(pump.run(asyncio.Event()))
+    await eventually(lambda: source.reads == [0, 3])
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+    assert source.acked == 0
