@@ -57,7 +57,8 @@ async def _dev(read: Callable[[], Config]) -> None:
     from .. import reaper, service
     from ..embedded import EmbeddedNats, find_running
     from ..options import masked
-    from .stats import answering
+    from .connect import pumps_of, told
+    from .stats import answering, connectors_of, counters, stats_of
 
     config = read()
     if not config.bus.url and find_running(config.state):
@@ -78,7 +79,12 @@ async def _dev(read: Callable[[], Config]) -> None:
         if (said := undurable(bus)) and bus.durability == "unknown":  # of one that is known not to be, the driver has warned
             click.echo(logs.line("", said, YELLOW))
         code = Code(config, read, bus)
-        await stack.enter_async_context(answering(bus.connection, config.project, lambda: code.feeds))
+        await stack.enter_async_context(answering(bus.connection, stats_of(config.project), lambda: counters(code.feeds)))
+        pumps = pumps_of(config, config.connectors, bus)
+        if pumps:
+            click.echo(f"connectors: {', '.join(pump.route.name for pump in pumps)}")
+            await stack.enter_async_context(answering(bus.connection, connectors_of(config.project), told(pumps)))
+            services += [pump.run for pump in pumps]
         services += [code.run, process.closed(bus), lambda stop: reaper.run(bus, stop, keep=config.keep)]
         await service.run(*services, grace=config.worker.grace)
         click.echo(logs.line("", "stopped; events that come now wait on the bus" if config.bus.url else "stopped"))

@@ -210,12 +210,12 @@ async def _history(place: Place, bus: JetStreamBus, info: dict[str, Any]) -> Fin
 
 async def _queues(place: Place, bus: JetStreamBus) -> AsyncIterator[Finding]:
     """Who works, and which queues have something to do and nobody who does it."""
-    from .stats import ask, totals
+    from .stats import ask, stats_of, totals
 
     if place.config is None:
         return
     prefix = f"{place.config.project}--"
-    answers = await ask(bus.connection, place.config.project)
+    answers = await ask(bus.connection, stats_of(place.config.project))
     workers = ", ".join(one["worker"] for one in answers) or "none is running"
     yield finding("workers", workers, warn=not answers, do="Start one: faas dev, or faas worker.")
     served = totals(answers)

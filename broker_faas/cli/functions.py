@@ -134,7 +134,7 @@ async def queues_on(bus: JetStreamBus, project: str) -> list[QueueRow]:
 
 
 async def _list(place: Place) -> list[dict[str, Any]]:
-    from .stats import ask, totals
+    from .stats import ask, stats_of, totals
 
     config = place.project
     try:
@@ -145,7 +145,7 @@ async def _list(place: Place) -> list[dict[str, Any]]:
         if said := undurable(bus):
             click.echo(f"note: {said}", err=True)
         queues = {row.name: row for row in await queues_on(bus, config.project)}
-        counters = totals(await ask(bus.connection, config.project))
+        counters = totals(await ask(bus.connection, stats_of(config.project)))
     if problem:
         click.echo(f"faas: the project's code cannot be read, so only queues are shown: {problem}", err=True)
     rows = []

@@ -14,7 +14,7 @@ from importlib import import_module
 
 import click
 
-from ..errors import BusFull, BusRefused, BusUnavailable, ConfigError, EventError, FaasError
+from ..errors import BusFull, BusRefused, BusUnavailable, ConfigError, EventError, FaasError, SourceRefused, SourceUnavailable
 from .exit import CONFIG, FAILED, INTERNAL, INTERRUPTED, OK, UNAVAILABLE, USAGE, Failed
 
 COMMANDS = {
@@ -22,10 +22,13 @@ COMMANDS = {
     "dev": "Run the project here: a bus, a worker, reload on save.",
     "publish": "Publish one event, or a file of them.",
     "worker": "Run the project's functions against a bus.",
+    "connect": "Run connectors: what other systems have becomes events.",
+    "connectors": "The project's connectors: state, lag at the source, last error.",
     "functions": "List functions and their queues; sync or prune them.",
     "lag": "How many events each function still has to do.",
     "peek": "The next events a function will get.",
     "dead": "Dead letters: list, show, replay, purge.",
+    "quarantine": "What sources have and cannot become an event: list, show, purge.",
     "events": "Events on the bus, the latest or as they come.",
     "check": "Would this project run, and what would deploying it change?",
     "config": "The configuration in effect, and where it comes from.",
@@ -136,9 +139,9 @@ def _failed(error: BaseException, arguments: Sequence[str]) -> int:
             return _say(str(error), error.code)
         case BusRefused() if error.code in NOT_FOUND:
             return _say(str(error), FAILED)
-        case ConfigError() | BusRefused():
+        case ConfigError() | BusRefused() | SourceRefused():
             return _say(str(error), CONFIG)
-        case BusUnavailable() | BusFull():
+        case BusUnavailable() | BusFull() | SourceUnavailable():
             return _say(str(error), UNAVAILABLE)
         case EventError():
             return _say(str(error), FAILED)

@@ -1,6 +1,10 @@
-"""Counters of live workers: each answers a request on `faas.stats.{project}` with JSON; nobody stores them.
+"""Counters of live processes: each answers a request with JSON; nobody stores them. Workers on `faas.stats.{project}`:
 
     {"worker": "node-1/4711", "seconds": 12.5, "functions": {"reserve": {"accepted": 9, "done": 7, …, "held": 2}}}
+
+what runs connectors on `faas.connectors.{project}`:
+
+    {"worker": "node-2/815", "seconds": 12.5, "connectors": {"orders": {"state": "reading", "read": 9, "stored": 9, …}}}
 
 accepted = done + dead + discarded + handed_back + held, in every answer: it is made in one step of the worker's event loop.
 """
@@ -12,7 +16,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -28,20 +32,17 @@ QUIET = 0.1  # seconds without another answer, after which nobody else is expect
 
 
 @asynccontextmanager
-async def answering(connection: Connection, project: str, feeds: Callable[[], Iterable[Feed]]) -> AsyncIterator[None]:
-    """Answer for these feeds while the context is open: to the very end of a drain."""
+async def answering(connection: Connection, subject: str, told: Callable[[], Mapping[str, Any]]) -> AsyncIterator[None]:
+    """Answer requests on `subject` while the context is open, to the very end of a drain: with who we are, since when, and what is told."""
     started = time.monotonic()
     worker = f"{socket.gethostname()}/{os.getpid()}"
 
-    def answer(subject: bytes, reply: bytes, headers: bytes, data: bytes) -> None:
-        functions: dict[str, dict[str, int]] = {}
-        for feed in feeds():
-            add(functions.setdefault(feed.spec.name, {}), asdict(feed.counts) | {"held": len(feed.held)})
-        body = orjson.dumps({"worker": worker, "seconds": round(time.monotonic() - started, 1), "functions": functions})
+    def answer(_: bytes, reply: bytes, headers: bytes, data: bytes) -> None:
+        body = orjson.dumps({"worker": worker, "seconds": round(time.monotonic() - started, 1), **told()})
         if reply:
             connection.write(b"PUB %b %d\r\n%b\r\n" % (reply, len(body), body))
 
-    sid = await connection.subscribe(f"faas.stats.{project}", answer)
+    sid = await connection.subscribe(subject, answer)
     try:
         yield
     finally:
@@ -49,8 +50,25 @@ async def answering(connection: Connection, project: str, feeds: Callable[[], It
         connection.forget(sid)
 
 
-async def ask(connection: Connection, project: str) -> list[dict[str, Any]]:
-    """What the live workers of a project answer; [] without any."""
+def stats_of(project: str) -> str:
+    """The subject on which the workers of a project answer."""
+    return f"faas.stats.{project}"
+
+
+def connectors_of(project: str) -> str:
+    return f"faas.connectors.{project}"
+
+
+def counters(feeds: Iterable[Feed]) -> dict[str, Any]:
+    """What a worker tells."""
+    functions: dict[str, dict[str, int]] = {}
+    for feed in feeds:
+        add(functions.setdefault(feed.spec.name, {}), asdict(feed.counts) | {"held": len(feed.held)})
+    return {"functions": functions}
+
+
+async def ask(connection: Connection, subject: str) -> list[dict[str, Any]]:
+    """What the live processes that listen there answer; [] without any."""
     answers: list[dict[str, Any]] = []
     more = asyncio.Event()
 
@@ -62,7 +80,7 @@ async def ask(connection: Connection, project: str) -> list[dict[str, Any]]:
     inbox = f"{connection.inbox}.s.{secrets.token_hex(4)}"
     sid = await connection.subscribe(inbox, take)
     try:
-        connection.write(b"PUB faas.stats.%b %b 0\r\n\r\n" % (project.encode(), inbox.encode()))
+        connection.write(b"PUB %b %b 0\r\n\r\n" % (subject.encode(), inbox.encode()))
         wait = PATIENCE
         while True:
             async with asyncio.timeout(wait):

@@ -33,13 +33,13 @@ def worker(url: str | None) -> None:
 async def _work(place: Place) -> None:
     from .. import reaper, service
     from ..workers.host import open_worker
-    from .stats import answering
+    from .stats import answering, counters, stats_of
 
     config = place.project
     async with AsyncExitStack() as stack:
         bus = await service.patiently(lambda: stack.enter_async_context(place.open(manage=True)))
         worker = await stack.enter_async_context(open_worker(config, bus))
         await service.patiently(lambda: rename_queues(bus, config.project, worker.specs))
-        await stack.enter_async_context(answering(bus.connection, config.project, lambda: worker.feeds))
+        await stack.enter_async_context(answering(bus.connection, stats_of(config.project), lambda: counters(worker.feeds)))
         services = [worker.run, lambda stop: reaper.run(bus, stop, keep=config.keep), process.closed(bus), process.supervised(worker.ready)]
         await service.run(*services, grace=config.worker.grace)

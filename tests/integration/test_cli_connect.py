@@ -1,0 +1,165 @@
+"""`faas connect`, `faas connectors`, `faas quarantine`: as a person runs them, against a real bus."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from broker_faas.buses.nats import NatsBus
+from broker_faas.buses.reading import read
+from broker_faas.event import CloudEvent
+from tests.helpers import eventually
+from tests.terminal import COMMAND, Faas, Running, project
+
+LINES = '''
+"""A source that is a file of lines; what is acknowledged is written to another."""
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from broker_faas.connectors.pump import Batch, Refused
+from broker_faas.errors import SourceRefused
+from broker_faas.event import CloudEvent
+
+@dataclass(frozen=True, kw_only=True)
+class Lines:
+    path: str
+    batch: int = 2
+
+    def items(self, source, begin, n):
+        lines = Path(self.path).read_bytes().splitlines()[begin:begin + n]
+        return [
+            Refused(f"line {begin + i}", "is not ASCII", {"n": str(begin + i)}, line) if not line.isascii()
+            else CloudEvent(type="line", source=source, id=str(begin + i), data=line)
+            for i, line in enumerate(lines)
+        ]
+
+    @asynccontextmanager
+    async def open(self, source, positions):
+        if not Path(self.path).exists():
+            raise SourceRefused(f"there is no file {self.path}")
+        yield Reader(self, source, int(await positions("file") or -1) + 1)
+
+    async def peek(self, source, n):
+        return [("lines", item) for item in self.items(source, 0, n)]
+
+class Reader:
+    def __init__(self, options, source, at):
+        self.options, self.source, self.at = options, source, at
+
+    async def __aiter__(self):
+        while True:
+            if items := self.options.items(self.source, self.at, self.options.batch):
+                self.at += len(items)
+                yield Batch([("lines", items)], self.at, {"file": str(self.at - 1)})
+            else:
+                await asyncio.sleep(0.05)
+
+    async def ack(self, token):
+        Path(self.options.path + ".acked").write_text(str(token))
+
+    async def lag(self):
+        return len(Path(self.options.path).read_bytes().splitlines()) - self.at
+'''
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    """A project with a connector of its own class."""
+    folder = project(tmp_path / "shop", "")
+    (folder / "lines.py").write_text(LINES)
+    (folder / "orders.txt").write_bytes(b"one\ntwo\n\xff\xfe\nfour\n")
+    with open(folder / "faas.toml", "a") as toml:
+        toml.write('[[connector]]\nname = "orders"\ntype = "lines:Lines"\npath = "orders.txt"\nto = "shop.orders"\n')
+        toml.write('where = {not = {exact = {id = "3"}}}\n')
+    return folder
+
+
+@contextmanager
+def connecting(folder: Path, url: str) -> Iterator[Running]:
+    with Faas(folder, NATS_URL=url).running("connect") as running:
+        yield running
+
+
+def faas(folder: Path, url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """As a process: what it logs goes to its own stdout."""
+    environ = Faas(folder, NATS_URL=url).environment
+    return subprocess.run([*COMMAND, *arguments], cwd=folder, env=environ, capture_output=True, text=True, timeout=50, check=False)
+
+
+async def test_what_a_source_has_becomes_events_and_a_second_start_stores_nothing_twice(bus_url: str, lines: Path) -> None:
+    acked = lines / "orders.txt.acked"
+    for _ in range(2):
+        acked.unlink(missing_ok=True)
+        with connecting(lines, bus_url) as running:
+            with open(lines / "orders.txt", "ab") as file:
+                file.write(b"more\n")
+            last = len((lines / "orders.txt").read_bytes().splitlines())
+            await eventually(lambda last=last: acked.exists() and acked.read_text() == str(last), 30)  # type: ignore[misc]
+            assert running.stop(signal.SIGTERM) == 0
+    async with NatsBus(bus_url).open() as bus:
+        events = [CloudEvent.from_headers(one.headers, one.data) async for one in read(bus.connection, "events", ["ev.shop.orders.>"])]
+
+    assert [(event.id, event.data) for event in events] == [("0", b"one"), ("1", b"two"), ("4", b"more"), ("5", b"more")]
+    assert {event.source for event in events} == {"/shop/orders"}
+
+
+async def test_a_person_sees_what_connectors_do_and_what_is_in_quarantine(bus_url: str, lines: Path) -> None:
+    ask = Faas(lines, NATS_URL=bus_url)
+    assert ask.json("connectors")[0]["state"] == "not running"
+    with connecting(lines, bus_url):
+        await eventually(lambda: (lines / "orders.txt.acked").exists(), 30)
+        await eventually(lambda: ask.json("connectors")[0].get("read") == 4, 30)
+        [row] = ask.json("connectors")
+    [refused] = ask.json("quarantine", "list")
+    shown = ask("quarantine", "show", str(refused["number"])).stdout
+    ask("quarantine", "purge", "--connector", "orders", "--yes")
+
+    assert (row["stored"], row["filtered"], row["quarantined"], row["state"]) == (2, 1, 1, "reading")
+    assert (refused["connector"], refused["position"], refused["reason"], refused["size"]) == ("orders", "line 2", "is not ASCII", 2)
+    assert "\\xff\\xfe" in shown
+    assert ask.json("quarantine", "list") == []
+
+
+async def test_a_dry_run_shows_the_events_and_acknowledges_nothing(bus_url: str, lines: Path) -> None:
+    said = faas(lines, bus_url, "connect", "orders", "--dry-run").stdout.splitlines()
+
+    assert said[0] == "orders: the next 4 events"
+    assert '"data": "one"' in said[1]
+    assert said[3:] == ["  line 2: quarantined: is not ASCII", "  3: dropped by where"]
+    assert not (lines / "orders.txt.acked").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ('paht = "x"\n', "connector 'orders' has no option 'paht'; did you mean 'path'?"),
+        ("batch = true\n", "connector 'orders': Expected `int`, got `bool`"),
+        ('[[connector]]\nname = "k"\ntype = "kafak"\n', "there is no connector of type 'kafak'"),
+        ('[[connector]]\nname = "k"\ntype = "lines:Nope"\n', "lines has no class Nope"),
+        ('[[connector]]\nname = "k"\ntype = "nowhere:Nope"\n', "needs nowhere, which is not installed"),
+        ('[[connector]]\nname = "k"\ntype = "lines:Lines"\npath = "${NOPE}"\n', "needs the environment variable NOPE, which is not set"),
+    ],
+)
+def test_a_connector_that_cannot_be_made_is_78_and_says_where(bus_url: str, lines: Path, change: str, says: str) -> None:
+    with open(lines / "faas.toml", "a") as toml:
+        toml.write(change)
+    done = faas(lines, bus_url, "connect")
+
+    assert done.returncode == 78
+    assert says in done.stderr
+    assert "faas.toml:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_source_that_refuses_is_78(bus_url: str, lines: Path) -> None:
+    (lines / "orders.txt").unlink()
+    done = faas(lines, bus_url, "connect")
+
+    assert done.returncode == 78
+    assert "there is no file orders.txt" in done.stderr
