@@ -16,6 +16,8 @@ from nats.js.errors import ServiceUnavailableError
 
 from .ledger import Dead, Stored, digest
 
+AT_ONCE = 40  # messages, of up to 1 MB: the server cuts off who has 64 MB to take
+
 
 async def dump(urls: list[str], project: str, damaged: int = 0) -> tuple[list[Stored], list[Dead]]:
     """damaged: so many messages may be counted and not be given out, for their bytes on disk were changed."""
@@ -44,7 +46,7 @@ async def _all(client: Client, stream: str, damaged: int = 0) -> AsyncIterator[M
     seen, subscription = 0, await _consumer(jetstream, stream, 1)
     while left:
         try:
-            messages = await subscription.fetch(min(left, 200), timeout=2 if left <= damaged else 30)
+            messages = await subscription.fetch(min(left, AT_ONCE), timeout=2 if left <= damaged else 30)
         except NothingLeft:
             if left <= damaged:
                 break

@@ -14,6 +14,7 @@ from broker_faas.buses.nats import NatsBus
 from broker_faas.buses.reading import read
 from broker_faas.event import CloudEvent
 from tests.helpers import eventually
+from tests.markdown import blocks
 from tests.terminal import COMMAND, Faas, Running, project
 
 LINES = '''
@@ -163,3 +164,17 @@ def test_a_source_that_refuses_is_78(bus_url: str, lines: Path) -> None:
 
     assert done.returncode == 78
     assert "there is no file orders.txt" in done.stderr
+
+
+async def test_the_connector_of_your_own_that_the_docs_show_runs(bus_url: str, tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs/connectors/index.md"
+    folder = project(tmp_path / "shop", "")
+    (folder / "numbers_.py").write_text(next(block.text for block in blocks(page) if block.language == "python"))
+    with open(folder / "faas.toml", "a") as toml:
+        toml.write('[[connector]]\nname = "n"\ntype = "numbers_:Counter"\nevery = 0.01\n')
+    dry = faas(folder, bus_url, "connect", "--dry-run").stdout
+    with connecting(folder, bus_url):
+        ask = Faas(folder, NATS_URL=bus_url)
+        await eventually(lambda: ask.json("connectors")[0].get("stored", 0) > 5, 30)
+
+    assert dry.startswith('n: the next 10 events\n  numbers: {"specversion": "1.0", "id": "0", "source": "/shop/n"')

@@ -47,7 +47,7 @@ async def plain(event, ctx):
     match int(event.id.split("-")[1]) % 10:
         case 5: kept.append(asyncio.create_task(asyncio.sleep(600)))
         case 6: asyncio.create_task(fails())
-        case 7: time.sleep(0.2)  # never yields
+        case 7: time.sleep(0.05)  # never yields
         case 8: asyncio.get_running_loop().call_later(600, print, "later")
     await asyncio.sleep(0.01)
     end(event, ctx)
