@@ -1,4 +1,4 @@
-"""A source that tests script: what a connector's host does, without a broker."""
+"""A source that tests script, and a bus that keeps what it is given: what a connector's host does, without a broker."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from broker_faas.bus import Record
 from broker_faas.connectors.pump import Batch, Positions, Refused
-from broker_faas.errors import SourceUnavailable
+from broker_faas.errors import EventTooLarge, SourceUnavailable
 from broker_faas.event import CloudEvent
 
 
@@ -73,3 +74,35 @@ class Session:
 
     async def lag(self) -> int | None:
         return len(self._scripted.log) - self._scripted.acked
+
+
+class Store:
+    """A bus that keeps what it is given. fails: what the next publishes raise; None: they succeed. gate: publishing waits for it."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.fails: list[Exception | None] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.largest = 1 << 30
+
+    async def publish(self, records: Sequence[Record], *, output: bool = False) -> int:
+        await self.gate.wait()
+        if self.fails and (error := self.fails.pop(0)):
+            raise error
+        if large := [len(record.data) for record in records if len(record.data) > self.largest]:
+            raise EventTooLarge(large[0], self.largest)
+        known = {record.msg_id for record in self.records}
+        self.records += [record for record in records if record.msg_id not in known]
+        return sum(record.msg_id in known and record.subject.startswith("ev.") for record in records)
+
+    def on(self, prefix: str) -> list[Record]:
+        return [record for record in self.records if record.subject.startswith(prefix)]
+
+    @property
+    def events(self) -> list[str]:
+        return [CloudEvent.from_headers(record.headers, record.data).id for record in self.on("ev.")]
+
+    async def position(self, partition: str) -> str | None:
+        found = self.on(f"pos.c.{partition}")
+        return found[-1].data.decode() if found else None

@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from broker_faas.bus import Record
 from broker_faas.connectors import pump as module
 from broker_faas.connectors.pump import Pump, Refused, Route
-from broker_faas.errors import BusFull, BusRefused, BusUnavailable, EventTooLarge
+from broker_faas.errors import BusFull, BusRefused, BusUnavailable
 from broker_faas.event import CloudEvent
 from broker_faas.layout import faas_headers
 from broker_faas.service import Stuck
 from broker_faas.where import prefix
 from tests.helpers import eventually
-from tests.sources import Scripted
-
-
-class Store:
-    """A bus that keeps what it is given. fails: what the next publishes raise; None: they succeed. gate: publishing waits for it."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-        self.fails: list[Exception | None] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.largest = 1 << 30
-
-    async def publish(self, records: Sequence[Record], *, output: bool = False) -> int:
-        await self.gate.wait()
-        if self.fails and (error := self.fails.pop(0)):
-            raise error
-        if large := [len(record.data) for record in records if len(record.data) > self.largest]:
-            raise EventTooLarge(large[0], self.largest)
-        known = {record.msg_id for record in self.records}
-        self.records += [record for record in records if record.msg_id not in known]
-        return sum(record.msg_id in known and record.subject.startswith("ev.") for record in records)
-
-    def on(self, prefix: str) -> list[Record]:
-        return [record for record in self.records if record.subject.startswith(prefix)]
-
-    @property
-    def events(self) -> list[str]:
-        return [CloudEvent.from_headers(record.headers, record.data).id for record in self.on("ev.")]
-
-    async def position(self, partition: str) -> str | None:
-        found = self.on(f"pos.c.{partition}")
-        return found[-1].data.decode() if found else None
+from tests.sources import Scripted, Store
 
 
 def event(n: int, data: bytes = b"{}", type: str = "t") -> CloudEvent:
