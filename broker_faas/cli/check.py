@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .connect import check_connectors
 from .connection import Place, find, project, url_option
 from .exit import Failed
 from .functions import planned, queues_on, specs_of
@@ -18,7 +19,7 @@ from .render import GREEN, Column, colour, count, output_option, show
 @output_option
 @url_option
 def check(against: str | None, output: str, url: str | None) -> None:
-    """Validate faas.toml, import the modules, look at every function; with --against bus, say what deploying them would change.
+    """Validate faas.toml, import the modules, look at every function and connector; with --against bus, say what a deploy would change.
 
     Exit code 78 if something is wrong with the code or the configuration, 1 if deploying it would lose events.
 
@@ -31,6 +32,7 @@ def check(against: str | None, output: str, url: str | None) -> None:
         rows = asyncio.run(_against_bus(find(url)))
     else:
         config = project(url)
+        check_connectors(config)
         specs = asyncio.run(specs_of(config))
         rows = [{"function": spec.name, "change": "ok", "says": f"listens to {', '.join(spec.topics)}", "refused": False} for spec in specs]
         if not specs:
@@ -47,6 +49,7 @@ def check(against: str | None, output: str, url: str | None) -> None:
 
 async def _against_bus(place: Place) -> list[dict[str, Any]]:
     config = place.project
+    check_connectors(config)
     specs = await specs_of(config)
     async with place.open() as bus:
         changes = planned(config, specs, await queues_on(bus, config.project))

@@ -81,6 +81,15 @@ def pumps_of(config: Config, chosen: Sequence[ConnectorConfig], bus: JetStreamBu
     ]
 
 
+def check_connectors(config: Config) -> None:
+    """Their options; nothing is connected to. Raises ConfigError."""
+    if config.connectors:
+        from ..connectors.driver import driver
+
+        for one in _chosen(config, ()):
+            driver(one)
+
+
 def positions_of(bus: JetStreamBus, connector: str) -> Positions:
     """How far the bus has what this connector reads."""
     from ..buses.store import stored

@@ -150,9 +150,10 @@ async def test_a_dry_run_shows_the_events_and_acknowledges_nothing(bus_url: str,
 def test_a_connector_that_cannot_be_made_is_78_and_says_where(bus_url: str, lines: Path, change: str, says: str) -> None:
     with open(lines / "faas.toml", "a") as toml:
         toml.write(change)
-    done = faas(lines, bus_url, "connect")
+    done, checked = faas(lines, bus_url, "connect"), faas(lines, bus_url, "check")
 
-    assert done.returncode == 78
+    assert (done.returncode, checked.returncode) == (78, 78)
+    assert done.stderr == checked.stderr
     assert says in done.stderr
     assert "faas.toml:" in done.stderr
     assert "Traceback" not in done.stderr
