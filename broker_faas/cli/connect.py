@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ..config import Config, ConnectorConfig
     from ..connectors.pump import Positions, Pump, Refused
     from ..event import CloudEvent
+
+log = logging.getLogger(__name__)
 
 PEEKED = 10  # events that --dry-run shows
 
@@ -61,6 +64,7 @@ async def _work(place: Place, names: Sequence[str]) -> None:
         await stack.enter_async_context(answering(bus.connection, connectors_of(config.project), told(pumps)))
         ready = asyncio.Event()
         ready.set()
+        log.info("connectors run", extra={"connectors": [pump.route.name for pump in pumps]})
         await service.run(*(pump.run for pump in pumps), process.closed(bus), process.supervised(ready), grace=config.worker.grace)
 
 

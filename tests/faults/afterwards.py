@@ -33,7 +33,7 @@ async def quiet(run: Run) -> None:
             except FaasError:
                 since = 0.0
             else:
-                if any(one.waiting or one.in_progress or one.scheduled for one in lag):
+                if _unread(run) or any(one.waiting or one.in_progress or one.scheduled for one in lag):
                     since = 0.0
                 elif not since:
                     since = time.monotonic()
@@ -41,6 +41,12 @@ async def quiet(run: Run) -> None:
                     return
             await asyncio.sleep(0.1)
         run.problems.append(("liveness", f"not quiet {QUIET:g} s after the last fault was healed: {lag}"))
+
+
+def _unread(run: Run) -> bool:
+    """Whether the source has what its connector has not acknowledged."""
+    acked = Path(f"{run.source}.acked")
+    return bool(run.connectors) and (not acked.exists() or int(acked.read_text()) < run.source.stat().st_size)
 
 
 def _queues(scenario: Scenario) -> list[Queue]:
@@ -67,7 +73,7 @@ def look_for_secrets(run: Run) -> None:
 
 async def drain(run: Run) -> None:
     """SIGTERM to every worker: each must end with 0, in time, and leave no process."""
-    for worker in run.workers:
+    for worker in (*run.connectors, *run.workers):
         worker.wanted.clear()
         if worker.running:
             family = run.family(worker)
@@ -79,7 +85,7 @@ async def drain(run: Run) -> None:
                 run.problems.append(("drain", f"{worker.name} left processes behind"))
         if run.peak.get(worker.name, 0) > WORKER_BYTES:
             run.problems.append(("memory", f"{worker.name} had {run.peak[worker.name] >> 20} MB; {WORKER_BYTES >> 20} are allowed"))
-    for process in (*run.servers, *run.workers):
+    for process in (*run.servers, *run.workers, *run.connectors):
         for status, expected in process.exits:
             if not expected and status not in run.scenario.exits:
                 run.problems.append(("exits", f"{process.name} ended by itself with {status}; see {process.log.name}"))

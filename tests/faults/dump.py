@@ -24,10 +24,14 @@ async def dump(urls: list[str], project: str, damaged: int = 0) -> tuple[list[St
     client = await nats.connect(urls, connect_timeout=30)
     try:
         stored = [
-            Stored(_id(message), message.subject.split(".")[1], digest(message.data)) async for message in _all(client, "events", damaged)
+            Stored(_id(message), message.subject.split(".")[1], digest(message.data))
+            async for message in _all(client, "events", damaged)
+            if not message.subject.startswith("pos.")
         ]
         dead = []
         async for message in _all(client, "dead"):
+            if message.subject.startswith("quarantine."):
+                continue
             fields = {name[5:].lower(): unquote(value) for name, value in (message.headers or {}).items() if name.startswith("Faas-")}
             dead.append(Dead(_id(message), message.subject.removeprefix(f"dead.{project}--"), digest(message.data), fields))
         return stored, dead

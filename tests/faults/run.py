@@ -25,7 +25,20 @@ PORT = 4222
 PROJECT = "faults"
 # Crash points that are reached many times a second, and so which time it shall be is drawn; the others: the first.
 OFTEN = 40
-SELDOM = ("batch-", "consumer-", "drain", "executor-", "forked", "hand-back", "purge", "relay-", "retries-", "stream-", "worker-")
+SELDOM = (
+    "batch-",
+    "consumer-",
+    "drain",
+    "executor-",
+    "forked",
+    "hand-back",
+    "pump-draining",
+    "purge",
+    "relay-",
+    "retries-",
+    "stream-",
+    "worker-",
+)
 
 
 class Run:
@@ -51,6 +64,8 @@ class Run:
         self.server: Process  # of one node
         self.cluster = Cluster(folder, scenario)  # of three
         self.workers: list[Process] = []
+        self.connectors: list[Process] = []
+        self.source = folder / "source"  # what connectors read
         self._faults = Ledger(folder / "faults")
         self.environ: dict[str, str] = {}
         if scenario.crash:

@@ -58,6 +58,7 @@ class Scenario:
     events have no key. dies: whether it must become a dead letter; doomed: the same by id; dying: the functions in which; none: in all.
     keep: seconds that settled events stay; where they may go before the end, the bus is not looked into afterwards.
     kept: the server is kept as `faas dev` keeps it. modules: more modules of the project, by name.
+    connector: lines of faas.toml: producers write to a file, and this connector, a process of its own, brings it to the bus.
     sizes: bytes of data that events have. rate: events a second. grace: seconds of a drain.
     lease: seconds; shipped: 30. short_lease: of the short form, at most.
     exits: how workers may end by themselves. after: more problems that the ledgers of the whole run show.
@@ -84,6 +85,7 @@ class Scenario:
     ordered: tuple[str, ...] = ("ordered",)
     toml: str = ""
     modules: Mapping[str, str] = field(default_factory=dict)
+    connector: str = ""
     hears: Callable[[str, int], bool] = field(default=lambda function, n: True)
     delay: Callable[[int], float] = field(default=lambda n: 0.0)
     dies: Callable[[int], bool] = field(default=lambda n: False)

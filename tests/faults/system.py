@@ -35,7 +35,7 @@ async def system(run: Run) -> AsyncIterator[None]:
         f'project = "{PROJECT}"\nmodules = {json.dumps(["app", *scenario.modules])}\nkeep = {scenario.keep}\n'
         f"[bus]\nmax_bytes = {scenario.max_bytes // 2}\ndead_bytes = {scenario.max_bytes // 8}\nreplicas = {scenario.nodes}\n"
         f"insecure = {str(scenario.nodes > 1).lower()}\n"
-        f'[worker]\nexecutors = 2\ngrace = {scenario.grace}\npass_env = ["LEDGER"]\n{scenario.toml}\n'
+        f'[worker]\nexecutors = 2\ngrace = {scenario.grace}\npass_env = ["LEDGER"]\n{scenario.toml}\n{scenario.connector}\n'
     )
     async with asyncio.TaskGroup() as tasks:
         if scenario.nodes == 1:
@@ -56,10 +56,16 @@ async def system(run: Run) -> AsyncIterator[None]:
         for server in run.servers:
             await server.up.wait()
         for n in range(scenario.workers):
-            worker = _add_worker(run, n)
+            worker = _worker(run, f"worker {n}", "worker", "worker ready")
+            run.workers.append(worker)
             keepers.append(tasks.create_task(worker.keep()))
-        for worker in run.workers:
-            await worker.up.wait()
+        if scenario.connector:
+            run.source.touch()
+            run.connectors.append(_worker(run, "connector", "connect", "connectors run"))
+            keepers.append(tasks.create_task(run.connectors[0].keep()))
+        async with asyncio.timeout(120):
+            for worker in (*run.workers, *run.connectors):
+                await worker.up.wait()
         sampling = tasks.create_task(_sample(run))
         yield
         sampling.cancel()
@@ -67,12 +73,15 @@ async def system(run: Run) -> AsyncIterator[None]:
             keeper.cancel()
 
 
-def _add_worker(run: Run, n: int) -> Process:
-    name = f"worker {n}"
-    env = {"NATS_URL": run.url, "CANARY": run.canary}
-    worker = _process(run, name, ["-m", "broker_faas.cli.main", "worker"], lambda: _worker_ready(worker), env)
-    run.workers.append(worker)
-    return worker
+def _worker(run: Run, name: str, command: str, ready: str) -> Process:
+    """A command of `faas` that runs on; ready: what it then has in its log."""
+    env = {"NATS_URL": run.url, "CANARY": run.canary, "SOURCE": str(run.source)}
+
+    async def is_ready() -> None:
+        await eventually(lambda: ready in process.said(), 20)
+
+    process = _process(run, name, ["-m", "broker_faas.cli.main", command], is_ready, env)
+    return process
 
 
 def _process(run: Run, name: str, arguments: list[str], ready: Callable[[], Any], env: dict[str, str] | None = None) -> Process:
@@ -86,13 +95,9 @@ async def _server_ready(run: Run) -> None:
     await eventually(lambda: run.nats in children(keeper))
 
 
-async def _worker_ready(worker: Process) -> None:
-    await eventually(lambda: "worker ready" in worker.said(), 20)
-
-
 async def _sample(run: Run) -> None:
     while True:
-        for process in (*run.servers, *run.workers):
+        for process in (*run.servers, *run.workers, *run.connectors):
             if process.running:
                 pid = process.pid
                 with suppress(OSError, ValueError, IndexError):
@@ -119,6 +124,8 @@ async def _produce(run: Run, producer: int, ledger: Ledger, stop: asyncio.Event,
     """One event after the other, so that the order of a key is known; each until the bus has it. Behind its pace it hurries."""
     loop = asyncio.get_running_loop()
     began, n = loop.time(), 0
+    if run.scenario.connector:
+        return await _write(run, producer, ledger, stop, rng)
     async with connect(run.url, source="/load", patience=60) as bus:
         while not stop.is_set():
             id, key = f"p{producer}-{n}", f"k{producer + PRODUCERS * (n % (KEYS // PRODUCERS))}"
@@ -139,3 +146,19 @@ async def _produce(run: Run, producer: int, ledger: Ledger, stop: asyncio.Event,
             run.published += 1
             due = began + n * PRODUCERS / run.scenario.rate
             await asyncio.sleep(max(0.0, due - loop.time()))
+
+
+async def _write(run: Run, producer: int, ledger: Ledger, stop: asyncio.Event, rng: random.Random) -> None:
+    """To the file that a connector reads: a line an event. It is safe there, as in a broker that acknowledged it."""
+    source = os.open(run.source, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    n = 0
+    while not stop.is_set():
+        id, key = f"p{producer}-{n}", f"k{producer + PRODUCERS * (n % (KEYS // PRODUCERS))}"
+        data = rng.randbytes(rng.choice(run.scenario.sizes))
+        ledger.write("attempt", id, key, digest(data))
+        os.write(source, json.dumps([id, key, data.hex()]).encode() + b"\n")
+        ledger.write("ack", id, "-")
+        n += 1
+        run.published += 1
+        await asyncio.sleep(PRODUCERS / run.scenario.rate)
+    os.close(source)

@@ -66,17 +66,17 @@ async def crash(run: Run) -> None:
     async with run.fault(f"crash at {', '.join(run.scenario.crash)}") as seen:
         run.duplicates += run.in_flight * 2 * len(run.scenario.crash)
         async with asyncio.timeout(15 + 6 * len(run.scenario.crash)):
-            while len(_crashed(run)) < len(run.scenario.crash):
+            while len(crashed(run)) < len(run.scenario.crash):
                 await run.pause(0.5, 1.5)
                 await _drain(run)
                 await run.pause(0.5, 1.5)
                 await _abort(run)
-        seen(" ".join(_crashed(run)))
+        seen(" ".join(crashed(run)))
     for worker in run.workers:
         await asyncio.wait_for(worker.up.wait(), 30)
 
 
-def _crashed(run: Run) -> list[str]:
+def crashed(run: Run) -> list[str]:
     file = run.folder / "crashed"
     return file.read_text().split("\n")[:-1] if file.exists() else []
 
