@@ -95,7 +95,7 @@ class Subscription(Protocol):
 
 class Bus(Protocol):
     async def publish(self, records: Sequence[Record], *, output: bool = False) -> int:
-        """Return when all are on disk: how many of them were duplicates. Order is kept.
+        """Return when all are on disk: how many of them were duplicates. Order is kept; a position (`pos.`) is stored if all before it are.
 
         output: made by a function (an output, retry or dead letter): may use the last 15 % of the space.
         Raises EventTooLarge before anything is sent, BusUnavailable, BusFull, BusRefused.

@@ -12,14 +12,13 @@ dead     dead.{queue}                                dead letters
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
-
-import orjson
 
 from .bus import Delivery, Queue, Record
 from .errors import ConfigError, EventTooLarge
@@ -169,7 +168,7 @@ def position_record(connector: str, partition: str, position: str) -> Record:
 
 def quarantine_record(connector: str, where: str, reason: str, headers: Mapping[str, str], data: bytes, now: float) -> Record:
     """What a source has and cannot become an event, as it is. where: its position there. headers: of the source, told in JSON."""
-    told = orjson.dumps(headers).decode()
+    told = json.dumps(headers)  # which takes surrogates as well
     head = {"Position": where, "Reason": reason[:1000], "First": f"{now:.3f}", "Headers": told}
     if len(told) > _MAX_DETAIL or len(data) > MAX_DATA:
         head["Cut"] = f"{len(told)} bytes of headers and {len(data)} of data"

@@ -126,10 +126,10 @@ class Pump:
             began = loop.time()
             try:
                 await self._session(stop)
-            except SourceUnavailable as error:
+            except (SourceUnavailable, BusUnavailable) as error:  # the bus: for the positions that open() asks
                 self.status.state, self.status.error = "connecting", str(error)
                 pause = LEAST_PAUSE if loop.time() - began > REMEMBERED else min(LONGEST_PAUSE, pause * 2)
-                log.warning("source cannot be read", extra={"connector": self.route.name, "reason": str(error), "retry_s": pause})
+                log.warning("source is opened again", extra={"connector": self.route.name, "reason": str(error), "retry_s": pause})
                 await _either(stop, pause)
         self.status.state = "ended"
 
@@ -153,7 +153,7 @@ class Pump:
                         await acks.last()
                         raise ready
                     if ready is None:
-                        break
+                        raise SourceUnavailable("it ended, and said nothing of an error")
                     if not stopping.done():
                         reading = tasks.create_task(self._next(batches))  # while this one is stored
                     await self._store(ready)
@@ -161,11 +161,12 @@ class Pump:
                     if stopping.done() and reading.done():
                         break
                 # crash point: pump-draining
-                for task in others:
-                    task.cancel()
-                stopping.cancel()
                 await acks.last()
+                for task in (*others, stopping):
+                    task.cancel()
         except BaseExceptionGroup as failures:
+            if (own := asyncio.current_task()) and own.cancelling():  # which a group forgets when something fails in that moment
+                raise asyncio.CancelledError from None
             raise first(failures) from None
 
     async def _next(self, batches: AsyncIterator[Batch]) -> _Ready | SourceError | None:
@@ -182,12 +183,14 @@ class Pump:
         pause = LEAST_PAUSE
         while True:
             try:
-                await self.bus.publish(ready.quarantine)  # first: the position behind it speaks for it, too
+                if ready.quarantine:  # first: the position behind it speaks for it, too
+                    await self.bus.publish(ready.quarantine)
+                    ready = ready._replace(quarantine=[])
                 # crash point: pump-quarantined
                 repeated = await self.bus.publish(ready.events)
                 break
             except EventTooLarge as error:  # than this server takes, which may be less than the bus is made for
-                ready = smaller(self.route, ready, error.limit, time())
+                ready = smaller(self.route, ready, error.limit or error.size - 1, time())
             except (BusUnavailable, BusFull) as error:
                 self.status.state, self.status.error = "waiting for the bus", str(error)
                 log.warning("the bus does not take events: the source waits", extra={"connector": self.route.name, "reason": str(error)})
@@ -251,21 +254,22 @@ def records(route: Route, batch: Batch, now: float) -> _Ready:
 
 
 def smaller(route: Route, ready: _Ready, limit: int, now: float) -> _Ready:
-    """Without the records of more than `limit` bytes: they are quarantined, as much of them as there is room for. Pure."""
-    large = [record for record in ready.events if len(record.headers) + len(record.data) > limit]
-    reason = f"{{}} bytes are more than the {limit} that this server takes"
-    quarantine = [
-        quarantine_record(
-            route.name, record.msg_id, reason.format(len(record.headers) + len(record.data)), {}, record.data[: limit // 2], now
-        )
-        for record in large
-    ]
+    """Without the events of more than `limit` bytes: they are quarantined, as much of them as there is room for. Pure."""
+    large = [record for record in ready.events if _size(record) > limit]
+    quarantine = [*ready.quarantine]
+    for record in large:
+        reason = f"{_size(record)} bytes are more than the {limit} that this server takes"
+        quarantine.append(quarantine_record(route.name, record.msg_id, reason, {}, record.data, now))
     return ready._replace(
-        quarantine=[*ready.quarantine, *quarantine],
-        events=[record for record in ready.events if record not in large],
+        quarantine=[record._replace(data=record.data[: max(0, limit - len(record.headers))]) for record in quarantine],
+        events=[record for record in ready.events if _size(record) <= limit],
         stored=ready.stored - len(large),
         quarantined=ready.quarantined + len(large),
     )
+
+
+def _size(record: Record) -> int:
+    return len(record.headers) + len(record.data)
 
 
 class _Acks:

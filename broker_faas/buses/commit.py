@@ -228,7 +228,9 @@ def _waves(items: list[Item]) -> Iterator[list[Item]]:
     for item in items:
         subject = item.record.subject
         partition = subject[-4:]
-        if len(wave) == MAX_WAVE or size + item.size > MAX_WRITE or partition in keyed:
+        # What a position speaks for is stored before it is sent: it is the last of its call, and not wanted when that has failed.
+        behind = subject.startswith("pos.") and bool(wave) and not wave[-1].record.subject.startswith("pos.")
+        if len(wave) == MAX_WAVE or size + item.size > MAX_WRITE or partition in keyed or behind:
             yield wave
             wave, keyed, size = [], set(), 0
         wave.append(item)

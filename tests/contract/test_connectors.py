@@ -152,7 +152,7 @@ async def test_nothing_is_acknowledged_while_the_bus_takes_nothing_and_the_sourc
 
 async def test_what_the_bus_did_not_take_comes_before_what_is_behind_it(system: System) -> None:
     store = Store()
-    store.fails = [None, BusUnavailable("away"), None, None, None, BusUnavailable("away")]
+    store.fails = [None, BusUnavailable("away"), None, BusUnavailable("away"), BusUnavailable("away")]
     await system.produce(*numbered(3000))
     async with pumping(system, store):
         await eventually(stored(store, 3000), 60)

@@ -30,5 +30,9 @@ async def test_records_of_several_partitions_and_those_without_a_key_leave_toget
     assert waves(*subjects) == [subjects]
 
 
+async def test_a_position_leaves_when_all_that_it_speaks_for_is_stored() -> None:
+    assert waves("ev.a.-.-", "ev.b.-.-", "pos.c.1", "pos.c.2", "ev.a.-.-") == [["ev.a.-.-", "ev.b.-.-"], ["pos.c.1", "pos.c.2", "ev.a.-.-"]]
+
+
 async def test_a_wave_is_bounded() -> None:
     assert [len(wave) for wave in waves(*["ev.a.-.-"] * (MAX_WAVE + 1))] == [MAX_WAVE, 1]

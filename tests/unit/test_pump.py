@@ -63,7 +63,7 @@ async def test_nothing_is_acknowledged_before_it_is_stored_and_one_batch_is_read
 @pytest.mark.parametrize("error", [BusUnavailable("away"), BusFull("full")])
 async def test_a_bus_that_does_not_take_events_gets_the_same_ones_again_before_any_other(error: Exception) -> None:
     source, store = Scripted([event(n) for n in range(9)]), Store()
-    store.fails = [None, error, None, error, error, error]  # quarantine and events alternate
+    store.fails = [None, error, None, error, error, error]
     async with running(source, store):
         await eventually(lambda: source.acked == 9)
 
@@ -113,7 +113,7 @@ async def test_what_cannot_become_an_event_is_quarantined_before_its_position_is
     assert refused.data == b"\xff\0"
     assert faas_headers(refused.headers)["reason"] == "no UTF-8"
     assert faas_headers(refused.headers)["position"] == "orders/0/1"
-    assert faas_headers(refused.headers)["headers"] == '{"k":"v"}'
+    assert faas_headers(refused.headers)["headers"] == '{"k": "v"}'
     assert (pump.status.stored, pump.status.quarantined) == (2, 1)
 
 
@@ -138,7 +138,7 @@ async def test_what_is_too_large_for_this_server_is_quarantined_as_far_as_it_fit
         await eventually(lambda: source.acked == 3)
 
     assert store.events == ["0", "2"]
-    assert [len(one.data) for one in store.on("quarantine")] == [2000]
+    assert [len(one.headers) + len(one.data) for one in store.on("quarantine")] == [4000]
     assert (pump.status.stored, pump.status.quarantined) == (2, 1)
 
 
