@@ -164,14 +164,17 @@ def http_urls(value: Any) -> str:
     return str(value)
 
 
-def check_remote(url: str, insecure: bool) -> None:
-    """ValueError if events or the password would cross a network in the clear, or the bus is open to anybody there."""
+def check_remote(url: str, insecure: bool, *, login: bool = False, where: str = " under [bus]") -> None:
+    """ValueError if events or the password would cross a network in the clear, or the bus is open to anybody there.
+
+    login: there is one that is not in the url. where: `insecure` can be said.
+    """
     for server in filter(None, url.split(",")):
         parts = urlsplit(server.strip())
-        if not insecure and not _loopback(parts.hostname or "") and not (parts.scheme == "tls" and parts.username):
+        if not insecure and not _loopback(parts.hostname or "") and not (parts.scheme == "tls" and (login or parts.username)):
             raise ValueError(
                 f"is another machine ({parts.hostname}): it needs TLS and a login, like tls://user:password@{parts.hostname}:4222. "
-                "In a network where nobody else listens, say insecure = true under [bus]."
+                f"In a network where nobody else listens, say insecure = true{where}."
             )
 
 

@@ -127,9 +127,9 @@ class Connection:
 
     # --- subscriptions ---
 
-    async def subscribe(self, subject: str, sink: Sink) -> int:
-        """sid. The server knows it when this returns. BusRefused if not permitted."""
-        subscription = await self.client.subscribe(subject)
+    async def subscribe(self, subject: str, sink: Sink, group: str = "") -> int:
+        """sid. The server knows it when this returns. group: of those that share what comes. BusRefused if not permitted."""
+        subscription = await self.client.subscribe(subject, group)
         self.client.sinks[subscription._id] = sink
         await self.flush()
         if subject.lower() in self._denied:
