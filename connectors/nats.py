@@ -241,7 +241,7 @@ class NatsConnector:
 
 
 class _Message(NamedTuple):
-    """id: its position at the source. time: microseconds since 1970, when it was stored there; None if it was not. sequence: of a stream."""
+    """id: its position at the source. time: when it was stored there, µs since 1970; None if it was not. sequence: of a stream."""
 
     subject: bytes
     headers: bytes

@@ -8,8 +8,8 @@ import math
 import random
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
@@ -148,7 +148,8 @@ class Connection:
         if not self.client.is_connected:
             return False
         try:
-            await self.client.flush(timeout=seconds)  # type: ignore[arg-type]
+            with _heard():
+                await self.client.flush(timeout=seconds)  # type: ignore[arg-type]
         except (NatsError, TimeoutError, OSError):
             return False
         return True
@@ -223,26 +224,27 @@ async def connect(urls: Iterable[str], name: str, access: Access, seconds: float
     servers = list(urls)
     try:
         try:
-            async with asyncio.timeout(seconds):
-                await client.connect(
-                    servers,
-                    name=name,
-                    error_cb=connection.on_error,
-                    disconnected_cb=connection.on_lost,
-                    reconnected_cb=connection.on_restored,
-                    closed_cb=connection.on_closed,
-                    max_reconnect_attempts=-1,  # the default closes the client for good after two minutes
-                    reconnect_time_wait=random.uniform(0.3, 0.8),  # type: ignore[arg-type]  # own pace a process: a restart is no stampede
-                    connect_timeout=2,
-                    ping_interval=10,
-                    max_outstanding_pings=2,
-                    user=access.user,
-                    password=access.password,
-                    token=access.token,
-                    user_credentials=access.credentials,
-                    tls=access.tls(),
-                    inbox_prefix=access.inbox,
-                )
+            with _heard():
+                async with asyncio.timeout(seconds):
+                    await client.connect(
+                        servers,
+                        name=name,
+                        error_cb=connection.on_error,
+                        disconnected_cb=connection.on_lost,
+                        reconnected_cb=connection.on_restored,
+                        closed_cb=connection.on_closed,
+                        max_reconnect_attempts=-1,  # the default closes the client for good after two minutes
+                        reconnect_time_wait=random.uniform(0.3, 0.8),  # type: ignore[arg-type]  # own pace a process: a restart is no stampede
+                        connect_timeout=2,
+                        ping_interval=10,
+                        max_outstanding_pings=2,
+                        user=access.user,
+                        password=access.password,
+                        token=access.token,
+                        user_credentials=access.credentials,
+                        tls=access.tls(),
+                        inbox_prefix=access.inbox,
+                    )
         except TimeoutError as e:
             why = connection.last_error or "no answer"
             raise BusUnavailable(f"no NATS server at {', '.join(map(_without_secret, servers))} within {seconds:g} s: {why}") from e
@@ -253,6 +255,20 @@ async def connect(urls: Iterable[str], name: str, access: Access, seconds: float
     finally:
         connection.up.clear()
         await client.close()
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """Raises the cancellation that came while the body awaited, and that was swallowed there.
+
+    nats-py waits with asyncio.wait_for, which up to Python 3.11 does so when the answer comes in the same turn of the loop.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    yield
+    if task.cancelling() > before:
+        raise asyncio.CancelledError
 
 
 def _without_secret(url: str) -> str:
