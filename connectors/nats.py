@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import combinations, groupby
+from pathlib import Path
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -145,14 +146,11 @@ class NatsConnector:
     async def _connect(self, stack: AsyncExitStack) -> Connection:
         from ..buses.connection import connect
 
+        if self.credentials and not Path(self.credentials).is_file():
+            raise SourceRefused(f"there is no file {self.credentials}; credentials is the path of a .creds file")
         access = Access(credentials=self.credentials, ca=self.ca)
         servers = [url.strip() for url in self.url.split(",") if url.strip()]
-        try:
-            return await stack.enter_async_context(connect(servers, "broker_faas connector", access, CONNECT))
-        except ModuleNotFoundError as error:
-            raise SourceRefused(f"a .creds file needs {error.name}: pip install {error.name}") from None
-        except OSError as error:
-            raise SourceRefused(f"{error.filename or 'the connection'} cannot be used: {error.strerror or error}") from None
+        return await stack.enter_async_context(connect(servers, "broker_faas connector", access, CONNECT))
 
     async def _consumer(self, connection: Connection) -> dict[str, Any]:
         """CONSUMER.INFO of what can be read with acknowledgements."""
@@ -505,9 +503,10 @@ class _Consumer:
             info = await self._connection.api(f"CONSUMER.INFO.{self._one.stream}.{self._one.consumer}")
         if info["ack_floor"]["stream_seq"] >= self._before:
             self._missing = 0
-        if info.get("paused"):
-            return None  # it has some, and gives none on purpose
-        return int(info["num_pending"]) + int(info["num_ack_pending"])
+        waiting, delivered = int(info["num_pending"]), int(info["num_ack_pending"])
+        if info.get("paused") or (delivered and not waiting and not self._held):
+            return None  # it gives none on purpose; or what there is is in other hands, or was, and comes when its lease has ended
+        return waiting + delivered
 
     async def close(self) -> None:
         """Hands back what is not acknowledged, so that it comes again at once and in its order."""
@@ -539,7 +538,8 @@ class _Consumer:
             return
         ack = reply.decode("utf-8", "replace")
         said = fields(ack)
-        ours = said[:2] == [self._one.stream, self._one.consumer] and len(said) >= 7 and all(word.isdecimal() for word in said[2:7])
+        numbers = len(said) >= 7 and all(word.isdecimal() and len(word) < 20 for word in said[2:7])
+        ours = numbers and said[:2] == [self._one.stream, self._one.consumer]
         if not (ack.startswith("$JS.ACK.") and ours):  # an answer would be to say what somebody else wants said
             log.warning("ignored what this consumer did not deliver", extra={"source": self._source, "reply": ack[:200]})
             return

@@ -10,12 +10,13 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 from nats.errors import Error as NatsError
 
-from ..errors import BusError, BusRefused, BusUnavailable
+from ..errors import BusError, BusRefused, BusUnavailable, ConfigError
 from .replies import Replies, api_answer
 from .wire import Sink, WireClient
 
@@ -218,7 +219,13 @@ class Connection:
 
 @asynccontextmanager
 async def connect(urls: Iterable[str], name: str, access: Access, seconds: float) -> AsyncIterator[Connection]:
-    """Connected within `seconds`, or BusUnavailable. From then on it reconnects for ever; leaving the context closes it."""
+    """Connected within `seconds`, or BusUnavailable. From then on it reconnects for ever; leaving the context closes it.
+
+    ConfigError: a file of `access` cannot be used.
+    """
+    tls = access.tls()  # before there is a client: one that was never connected cannot be closed
+    if access.credentials and find_spec("nkeys") is None:
+        raise ConfigError("a .creds file needs the package nkeys: pip install nkeys")
     client = WireClient()
     connection = Connection(client, f"{access.inbox}.{secrets.token_hex(8)}")
     servers = list(urls)
@@ -242,7 +249,7 @@ async def connect(urls: Iterable[str], name: str, access: Access, seconds: float
                         password=access.password,
                         token=access.token,
                         user_credentials=access.credentials,
-                        tls=access.tls(),
+                        tls=tls,
                         inbox_prefix=access.inbox,
                     )
         except TimeoutError as e:

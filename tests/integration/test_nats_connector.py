@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import nats
@@ -335,6 +336,44 @@ async def test_refused_credentials_and_a_server_that_is_not_there_are_told_apart
 
     assert "secret" not in f"{refused.value}{away.value}{connector(foreign_url)}"
     assert foreign_url not in repr(connector(foreign_url))
+
+
+async def test_a_creds_file_that_cannot_be_used_is_refused(foreign_url: str, bus: JetStreamBus, tmp_path: Path) -> None:
+    with pytest.raises(SourceRefused, match=r"there is no file .*missing\.creds"):
+        await connector(foreign_url, credentials=str(tmp_path / "missing.creds")).peek("/s", 1)
+    with pytest.raises(SourceRefused, match=r"TLS files cannot be used .*authority\.pem"):
+        await connector(foreign_url, ca=str(tmp_path / "authority.pem")).peek("/s", 1)
+
+
+async def test_what_another_client_writes_to_the_inbox_is_no_delivery(
+    foreign_url: str, foreign: Client, bus: JetStreamBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    js = foreign.jetstream()
+    async with running(connector(foreign_url), bus) as pump:
+        await eventually(lambda: pump.status.state == "reading")
+        seen = await foreign.subscribe("$JS.API.CONSUMER.MSG.NEXT.orders.faas")
+        inbox = (await seen.next_msg(10)).reply
+        for reply in (
+            "orders.made",
+            "$JS.ACK.orders.faas.1.1.1.1.0.x.y",
+            "$JS.ACK.orders.faas.1.1.1." + "9" * 40 + ".0",
+            "$JS.ACK.other.faas.1.1.1.1.0",
+        ):
+            await foreign.publish(inbox, b"forged", reply=reply)
+        await foreign.publish(inbox, b"forged")
+        expected = await fill(js, 0, 3)
+        await eventually(lambda: none_left(js))
+        await eventually(lambda: pump.status.stored == 3)
+
+    assert await datas(bus) == expected
+
+
+async def test_a_consumer_that_is_paused_has_no_lag(foreign_url: str, foreign: Client, bus: JetStreamBus) -> None:
+    await fill(foreign.jetstream(), 0, 3)
+    async with connector(foreign_url).open("/s", positions_of(bus)) as session:
+        assert await session.lag() == 3
+        await foreign.request("$JS.API.CONSUMER.PAUSE.orders.faas", b'{"pause_until": "2100-01-01T00:00:00Z"}')
+        assert await session.lag() is None
 
 
 async def test_peek_acknowledges_nothing_and_disturbs_nobody(foreign_url: str, foreign: Client, bus: JetStreamBus) -> None:
