@@ -20,8 +20,9 @@ from nats.js.errors import NotFoundError
 
 from broker_faas.buses.nats import JetStreamBus, NatsBus
 from broker_faas.buses.store import stored
-from broker_faas.connectors import nats as module
-from broker_faas.connectors.nats import NatsConnector, translate
+from broker_faas.connectors.nats import NatsConnector
+from broker_faas.connectors.nats_parts import consumer, core
+from broker_faas.connectors.nats_parts.messages import Message, stored_message, translate
 from broker_faas.connectors.pump import Positions, Pump, Refused, Route
 from broker_faas.errors import BusRefused, SourceRefused, SourceUnavailable
 from broker_faas.event import CloudEvent
@@ -165,11 +166,11 @@ async def test_what_was_stored_and_not_acknowledged_is_not_stored_again(
     js = foreign.jetstream()
     expected = await fill(js, 0, 20)
     with monkeypatch.context() as deaf:
-        deaf.setattr(module._Consumer, "ack", ignored)
+        deaf.setattr(consumer.ConsumerSource, "ack", ignored)
         async with running(connector(foreign_url), bus) as pump:
             await eventually(lambda: pump.status.stored == 20)
     assert await unacknowledged(js) == 20
-    monkeypatch.setattr(module, "_stored", otherwise(module._stored))
+    monkeypatch.setattr(consumer, "stored_message", otherwise(stored_message))
     async with running(connector(foreign_url), bus):
         expected += await fill(js, 20, 25)
         await eventually(lambda: none_left(js))
@@ -194,7 +195,7 @@ async def test_what_another_session_held_when_it_was_killed_is_stored_behind_new
     async with running(source, bus):
         await eventually(lambda: none_left(js))
     config = (await js.consumer_info("orders", "faas")).config
-    config.ack_wait = 2
+    config.ack_wait = 6
     await js.add_consumer("orders", config)
     lost = await fill(js, 10, 15)
     dead = await js.pull_subscribe_bind("faas", "orders")
@@ -203,7 +204,7 @@ async def test_what_another_session_held_when_it_was_killed_is_stored_behind_new
     async with running(source, bus) as pump:
         await eventually(lambda: pump.status.stored == 5)
         [before] = [one.data for one in await lying(bus, "pos.")][-1:]
-        await eventually(lambda: pump.status.stored == 10)
+        await eventually(lambda: pump.status.stored == 10, 20)
         await eventually(lambda: none_left(js))
     [after] = [one.data for one in await lying(bus, "pos.")][-1:]
 
@@ -398,7 +399,7 @@ async def test_peek_acknowledges_nothing_and_disturbs_nobody(foreign_url: str, f
 async def test_a_message_larger_than_a_request_may_bring_comes_all_the_same(
     foreign_url: str, foreign: Client, bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_HELD", 100_000)
+    monkeypatch.setattr(consumer, "MAX_HELD", 100_000)
     js = foreign.jetstream()
     await js.publish("orders.made", b"small")
     await js.publish("orders.made", b"x" * 300_000)
@@ -519,14 +520,14 @@ async def test_headers_that_mean_something_to_a_server_do_nothing_on_our_bus(for
     ],
 )
 def test_whatever_the_headers_are_they_end_no_line_of_ours(headers: bytes) -> None:
-    made = translate(module._Message(b"a", headers, b"x", "1"), "/s", "t")
+    made = translate(Message(b"a", headers, b"x", "1"), "/s", "t")
 
     assert isinstance(made, Refused) or b"Rollup" not in made.headers()
     assert isinstance(made, Refused) or b"\n" not in made.headers().replace(b"\r\n", b"")
 
 
 def test_a_subject_that_is_no_text_is_refused() -> None:
-    made = translate(module._Message(b"a.\xff", b"", b"x", "1"), "/s", "t")
+    made = translate(Message(b"a.\xff", b"", b"x", "1"), "/s", "t")
 
     assert isinstance(made, Refused)
     assert "not UTF-8" in made.reason
@@ -566,7 +567,7 @@ async def test_a_plain_message_with_an_id_keeps_it(foreign_url: str, foreign: Cl
 async def test_what_comes_faster_than_it_is_read_is_dropped_and_said(
     foreign_url: str, foreign: Client, bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "MAX_WAITING", 10)
+    monkeypatch.setattr(core, "MAX_WAITING", 10)
     async with plain(foreign_url).open("/s", positions_of(bus)) as session:
         for n in range(50):
             await foreign.publish("plain.a", b"%d" % n)

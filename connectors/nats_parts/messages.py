@@ -1,0 +1,94 @@
+"""What a NATS message becomes. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ...attributes import kind
+from ...errors import EventInvalid
+from ...event import CloudEvent
+from ...layout import header_lines
+from ..pump import Refused
+
+_TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_REQUIRED = {"ce-id", "ce-source", "ce-type", "ce-specversion"}
+
+
+class Message(NamedTuple):
+    """id: its position at the source. time: when it was stored there, µs since 1970; None if it was not. sequence: of a stream."""
+
+    subject: bytes
+    headers: bytes
+    data: bytes
+    id: str
+    time: int | None = None
+    sequence: int = 0
+
+    @property
+    def size(self) -> int:
+        return len(self.subject) + len(self.headers) + len(self.data)
+
+
+def stored_message(stream: str, sequence: int, microseconds: int, subject: bytes, headers: bytes, data: bytes) -> Message:
+    """The time is a part of the id: a stream that was deleted and made anew counts from 1 again."""
+    return Message(subject, headers, data, f"{stream}/{sequence}@{microseconds}", microseconds, sequence)
+
+
+def translate(message: Message, source: str, event_type: str) -> CloudEvent | Refused:
+    """Pure. Of a message that is no CloudEvent: its data, as one of `source`."""
+    lines = header_lines(message.headers) if message.headers else []
+    headers = dict(reversed(lines))  # the first of several
+    try:
+        content_type = headers.get("content-type", "")
+        if not _REQUIRED.isdisjoint(headers) or kind(content_type) != "binary" or (not content_type and _says_so(message.data)):
+            return CloudEvent.from_headers(message.headers, message.data)
+        trace = headers.get("traceparent", "")
+        return CloudEvent(
+            type=event_type,
+            source=source,
+            id=message.id,
+            data=message.data if message.data or content_type else None,
+            datacontenttype=content_type or None,
+            subject=message.subject.decode(),
+            time=None if message.time is None else datetime.fromtimestamp(message.time / 1e6, UTC),
+            traceparent=trace if _TRACE.fullmatch(trace) else None,
+        )
+    except EventInvalid as error:
+        return Refused(message.id, str(error), headers, message.data)
+    except UnicodeDecodeError:
+        return Refused(message.id, f"the subject is not UTF-8: {text(message.subject)!r:.200}", headers, message.data)
+
+
+class _Probe(msgspec.Struct):
+    specversion: Any = None
+
+
+_PROBE = msgspec.json.Decoder(_Probe)
+
+
+def _says_so(data: bytes) -> bool:
+    """Whether it is a JSON object with a member `specversion`, as CloudEvents 1.0.2 go over NATS: without any header."""
+    if b'"specversion"' not in data or data.lstrip()[:1] != b"{":
+        return False
+    try:
+        return _PROBE.decode(data).specversion is not None
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return False
+
+
+def text(subject: bytes) -> str:
+    return subject.decode("utf-8", "replace")
+
+
+def parts(messages: Sequence[Message], source: str, event_type: str) -> list[tuple[str, list[CloudEvent | Refused]]]:
+    """Neighbours of one subject together: the order stays."""
+    return [
+        (text(subject), [translate(message, source, event_type) for message in neighbours])
+        for subject, neighbours in groupby(messages, key=lambda message: message.subject)
+    ]
