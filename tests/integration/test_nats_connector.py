@@ -134,6 +134,7 @@ async def test_what_a_stream_has_is_stored_in_its_order_and_acknowledged(foreign
 
 
 async def none_left(js: JetStreamContext) -> bool:
+    """A server says so of a consumer that is being made, too: something has to be known to be read before."""
     try:
         return await unacknowledged(js) == 0
     except NotFoundError:  # the consumer is not made yet
@@ -148,6 +149,7 @@ async def test_nothing_is_acknowledged_while_the_bus_is_away_and_then_all_of_it_
     async with NatsBus(ours.url, patience=0.5).open() as bus:
         async with running(connector(foreign_url, batch=5), bus) as pump:
             expected = await fill(js, 0, 5)
+            await eventually(lambda: pump.status.stored == 5)
             await eventually(lambda: none_left(js))
             await ours.kill()
             expected += await fill(js, 5, 40)
@@ -173,6 +175,7 @@ async def test_what_was_stored_and_not_acknowledged_is_not_stored_again(
     monkeypatch.setattr(consumer, "stored_message", otherwise(stored_message))
     async with running(connector(foreign_url), bus):
         expected += await fill(js, 20, 25)
+        await eventually(lambda: last_is(bus, b"24"))
         await eventually(lambda: none_left(js))
 
     assert await datas(bus) == expected
@@ -192,7 +195,8 @@ async def test_what_another_session_held_when_it_was_killed_is_stored_behind_new
     js = foreign.jetstream()
     expected = await fill(js, 0, 10)
     source = connector(foreign_url)
-    async with running(source, bus):
+    async with running(source, bus) as pump:
+        await eventually(lambda: pump.status.stored == 10)
         await eventually(lambda: none_left(js))
     config = (await js.consumer_info("orders", "faas")).config
     config.ack_wait = 6
@@ -217,7 +221,8 @@ async def test_a_stream_that_was_made_anew_counts_from_1_and_nothing_of_it_is_sk
 ) -> None:
     js = foreign.jetstream()
     expected = await fill(js, 0, 5)
-    async with running(connector(foreign_url), bus):
+    async with running(connector(foreign_url), bus) as pump:
+        await eventually(lambda: pump.status.stored == 5)
         await eventually(lambda: none_left(js))
     await js.delete_stream("orders")
     await js.add_stream(name="orders", subjects=["orders.>"])
@@ -289,7 +294,8 @@ async def test_a_consumer_that_acknowledges_all_before_a_message_is_acknowledged
     js = foreign.jetstream()
     await js.add_consumer("orders", durable_name="faas", ack_policy=AckPolicy.ALL)
     expected = await fill(js, 0, 10)
-    async with running(connector(foreign_url, create=False, batch=3), bus):
+    async with running(connector(foreign_url, create=False, batch=3), bus) as pump:
+        await eventually(lambda: pump.status.stored == 10)
         await eventually(lambda: none_left(js))
 
     assert await datas(bus) == expected
@@ -404,7 +410,8 @@ async def test_a_message_larger_than_a_request_may_bring_comes_all_the_same(
     await js.publish("orders.made", b"small")
     await js.publish("orders.made", b"x" * 300_000)
     await js.publish("orders.made", b"small")
-    async with running(connector(foreign_url), bus):
+    async with running(connector(foreign_url), bus) as pump:
+        await eventually(lambda: pump.status.stored == 3, 20)
         await eventually(lambda: none_left(js), 20)
 
     assert [len(data) for data in await datas(bus)] == [5, 300_000, 5]
@@ -469,6 +476,7 @@ async def test_what_cannot_become_an_event_is_quarantined_and_the_others_are_sto
     await js.publish("orders.not a topic".replace(" ", ":"), b"3")
     await js.publish("orders.made", b"last")
     async with running(connector(foreign_url), bus) as pump:
+        await eventually(lambda: pump.status.read == 7)
         await eventually(lambda: none_left(js))
     refused = await lying(bus, "quarantine.", DEAD)
 
