@@ -211,7 +211,10 @@ class Pump:
         suspected = False
         while True:
             await asyncio.sleep(STUCK_AFTER / 6)
-            self.status.lag = await source.lag()
+            try:
+                self.status.lag = await source.lag()
+            except SourceUnavailable:  # whether it can be read, reading tells
+                self.status.lag = None
             idle = asyncio.get_running_loop().time() - self._moved
             stuck = bool(self.status.lag) and idle > STUCK_AFTER and self.status.state == "reading"
             if stuck and suspected:
