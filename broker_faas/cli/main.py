@@ -30,6 +30,7 @@ COMMANDS = {
     "dead": "Dead letters: list, show, replay, purge.",
     "quarantine": "What sources have and cannot become an event: list, show, purge.",
     "events": "Events on the bus, the latest or as they come.",
+    "schedule": "When the project's schedules fire: list, preview.",
     "check": "Would this project run, and what would deploying it change?",
     "config": "The configuration in effect, and where it comes from.",
     "doctor": "Check this machine, the bus and the project.",
