@@ -198,7 +198,8 @@ def _parsed(expression: str) -> CronSim:
         if max(steps, default=1) > high - low + 1 or re.search(r"LW?/", field):
             raise ValueError(f"{label}: {name} {field[:40]!r} has a step that is none: {name} is {range_}; a step is a part of that")
     try:
-        return CronSim(text, datetime(2000, 1, 1, tzinfo=UTC))
+        # cronsim reads 5-5/3 as 5/3, which is 5, 8, 11 and so on.
+        return CronSim(re.sub(r"\b([A-Za-z0-9]+)-\1/0*[1-9][0-9]*", r"\1", text), datetime(2000, 1, 1, tzinfo=UTC))
     except CronSimError as error:
         for name, field in zip(list(_FIELDS)[-len(fields) :], fields, strict=True):
             if str(error) == f"Bad {name}":
