@@ -150,10 +150,11 @@ class Fires:
             oldest = now - timedelta(seconds=HORIZON)
             late: deque[datetime] = deque(maxlen=MOST if options.catch_up == "all" else 1)
             due: list[datetime] = []
+            upcoming = now + timedelta(days=1)  # if the calendar ends
             for time in self._schedule.after(max(self._last, oldest - timedelta(seconds=options.jitter))):
                 at = time + options._delay(self._source, time)
                 if at > now:
-                    self._next = at
+                    upcoming = at
                     break
                 if (now - at).total_seconds() <= ON_TIME:
                     due.append(time)
@@ -166,6 +167,7 @@ class Fires:
                     due = due or list(late)
             if due:
                 return due, 0.0
+            self._next = upcoming
         return [], (self._next - now).total_seconds()
 
     def _passed(self, time: datetime) -> None:
