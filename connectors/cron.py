@@ -93,10 +93,16 @@ class CronConnector:
 
     def _event(self, source: str, time: datetime) -> CloudEvent:
         """source: /{project}/{name of the connector}."""
-        at = written(time)
-        kind = "text/plain; charset=utf-8" if isinstance(self.data, str) else None
-        id = f"{source.rpartition('/')[2]}/{at}"
-        return CloudEvent(type=self.event_type, source=source, id=id, time=at, data=self.data, datacontenttype=kind)
+        name, at = source.rpartition("/")[2], written(time)
+        return CloudEvent(
+            type=self.event_type,
+            source=source,
+            id=f"{name}/{at}",
+            time=at,
+            data=self.data,
+            datacontenttype="text/plain; charset=utf-8" if isinstance(self.data, str) else None,
+            partitionkey=name,  # an ordered function runs one at a time
+        )
 
     def _delay(self, source: str, time: datetime) -> timedelta:
         """Of this fire, from [0, jitter): the same in every replica."""
