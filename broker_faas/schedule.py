@@ -137,14 +137,14 @@ class Schedule:
         for year in range(start.year, LAST_YEAR + 1):
             for month in self._months:
                 if (year, month) >= (start.year, start.month):
-                    for day in self._month(year, month):
-                        if (one := date(year, month, day)) >= start:
-                            yield one
+                    first = start.day if (year, month) == (start.year, start.month) else 1
+                    for day in self._month(year, month, first):
+                        yield date(year, month, day)
 
-    def _month(self, year: int, month: int) -> list[int]:
-        """Days of this month that fit, ascending."""
+    def _month(self, year: int, month: int, first: int = 1) -> Iterator[int]:
+        """Days of this month that fit, from the `first` on."""
         weekday, length = monthrange(year, month)
-        return [day for day in range(1, length + 1) if self._fits(day, (weekday + day - 1) % 7 + 1, length)]
+        return (day for day in range(first, length + 1) if self._fits(day, (weekday + day - 1) % 7 + 1, length))
 
     def _fits(self, day: int, weekday: int, length: int) -> bool:
         """weekday: 1 is Monday, 7 Sunday, which an expression may also call 0."""

@@ -125,56 +125,50 @@ class Fires:
 
     async def begin(self) -> None:
         """Reads how far it is stored. Before the first fire was stored there is none to be caught up."""
-        now = self._options.clock.now()
-        stored = await self._stored()
-        if stored and (stored - now).total_seconds() > AHEAD:
-            raise SourceRefused(
-                f"the last fire stored, {written(stored)}, is more than a day ahead of this machine's clock: set the clock right"
-            )
-        self._passed(stored or now)
+        self._passed(await self._stored() or self._options.clock.now())
 
     async def __aiter__(self) -> AsyncIterator[Batch]:
         clock = self._options.clock
         while True:
-            due, wait = self.due(clock.now())
-            if not due:
-                await clock.sleep(min(wait, LOOK))
-                continue
+            now = clock.now()
+            due, upcoming = self.due(now)
             # Asked each time, and not only by one that wakes late: a replica that is cut off from the bus has nothing on its way when
             # it is back, and what fell due meanwhile is for catch_up.
-            if stored := await self._stored():
+            if due and (stored := await self._stored()) and stored >= due[0]:
                 self._passed(stored)
-            due, _ = self.due(clock.now())
+                continue
             if due:
                 self._passed(due[-1])
-                yield Batch([(NAME, [self._options._event(self._source, time) for time in due])], None, {PARTITION: written(due[-1])})
-
-    def due(self, now: datetime) -> tuple[list[datetime], float]:
-        """Fires to be given now, oldest first; and seconds until the next one is due."""
-        options = self._options
-        if now >= self._next:  # else it is one comparison: thousands of schedules look every second
-            oldest = now - timedelta(seconds=HORIZON)
-            late: deque[datetime] = deque(maxlen=MOST if options.catch_up == "all" else 1)
-            due: list[datetime] = []
-            upcoming = now + timedelta(days=1)  # if the calendar ends
-            for time in self._schedule.after(max(self._last, oldest - timedelta(seconds=options.jitter))):
-                at = time + options._delay(self._source, time)
-                if at > now:
-                    upcoming = at
-                    break
-                if (now - at).total_seconds() <= ON_TIME:
-                    due.append(time)
-                elif at >= oldest:
-                    late.append(time)
-            match options.catch_up:
-                case "all":
-                    due = [*late, *due][-MOST:]
-                case "last":
-                    due = due or list(late)
-            if due:
-                return due, 0.0
             self._next = upcoming
-        return [], (self._next - now).total_seconds()
+            if due:
+                yield Batch([(NAME, [self._options._event(self._source, time) for time in due])], None, {PARTITION: written(due[-1])})
+            else:
+                await clock.sleep(min((upcoming - now).total_seconds(), LOOK))
+
+    def due(self, now: datetime) -> tuple[list[datetime], datetime]:
+        """Fires to be given now, oldest first; and when the one behind them will be due."""
+        if now < self._next:  # thousands of schedules look every second
+            return [], self._next
+        options = self._options
+        oldest = now - timedelta(seconds=HORIZON)
+        late: deque[datetime] = deque(maxlen=MOST if options.catch_up == "all" else 1)
+        due: list[datetime] = []
+        upcoming = now + timedelta(days=1)  # if the calendar ends
+        for time in self._schedule.after(max(self._last, oldest - timedelta(seconds=options.jitter))):
+            at = time + options._delay(self._source, time)
+            if at > now:
+                upcoming = at
+                break
+            if (now - at).total_seconds() <= ON_TIME:
+                due.append(time)
+            elif at >= oldest:
+                late.append(time)
+        match options.catch_up:
+            case "all":
+                due = [*late, *due][-MOST:]
+            case "last":
+                due = due or list(late)
+        return due, upcoming
 
     def _passed(self, time: datetime) -> None:
         """Fires up to this one are given or stored: they never are again, whatever happens to the clock."""
@@ -195,9 +189,14 @@ class Fires:
         if text is None:
             return None
         try:
-            return datetime.fromisoformat(text).astimezone(UTC)
-        except ValueError:
+            time = datetime.fromisoformat(text).astimezone(UTC)
+        except (ValueError, OverflowError):
             raise SourceRefused(f"the position stored for partition {PARTITION!r}, {text[:40]!r}, is no time") from None
+        if (time - self._options.clock.now()).total_seconds() > AHEAD:  # it would be silent until then
+            raise SourceRefused(
+                f"the last fire stored, {written(time)}, is more than a day ahead of this machine's clock: set the clocks right"
+            )
+        return time
 
 
 def written(time: datetime) -> str:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,11 +16,13 @@ from broker_faas.buses.store import stored
 from broker_faas.connectors import pump as module
 from broker_faas.connectors.cron import PARTITION, CronConnector
 from broker_faas.connectors.pump import Pump, Route
+from broker_faas.embedded import Server
 from broker_faas.errors import SourceRefused
 from broker_faas.event import CloudEvent
 from broker_faas.layout import EVENTS, position_record, position_subject
 
 from ..helpers import OwnNats, eventually
+from ..proxy import Proxy
 
 START = datetime(2026, 3, 1, 12, 0, 30, tzinfo=UTC)
 
@@ -188,6 +191,46 @@ async def test_a_replica_that_thaws_late_fires_nothing_that_another_has_stored(b
 
     assert times == minutes(1, 6)
     assert (frozen.pump.status.read, frozen.pump.status.repeated) == (1, 0)
+
+
+async def test_a_replica_that_was_cut_off_publishes_nothing_old_when_it_is_back(nats_server: Server, bus_url: str) -> None:
+    async with Proxy(nats_server.port).open() as proxy, replica(proxy.url(bus_url)) as lonely, replica(bus_url) as other:
+        await asyncio.gather(lonely.turn(30), other.turn(30))
+        await eventually(lambda: lonely.pump.status.read + other.pump.status.read and lonely.clock.asleep and other.clock.asleep)
+        proxy.accepting = False
+        proxy.cut()
+        await eventually(lambda: not lonely.bus.connected)
+        await lonely.turn(60)
+        for minute in minutes(2, 5):
+            await other.turn(60)
+            await eventually(lambda: other.clock.asleep)
+            assert (await fired(other.bus))[-1] == minute
+        await eventually(lambda: lonely.pump.status.state == "connecting", 30)
+        proxy.accepting = True
+        await lonely.clock.turn(180)
+        await eventually(lambda: lonely.pump.status.state == "reading" and lonely.clock.asleep, 30)
+        times = await fired(other.bus)
+
+    assert times == minutes(1, 5)
+    assert lonely.pump.status.read <= 1
+
+
+async def test_by_the_machines_own_clock_it_fires_every_second(bus_url: str) -> None:
+    async with NatsBus(bus_url).open() as bus:
+        connector = CronConnector(schedule="* * * * * *")
+        pump = Pump(connector, Route(name="tick", source="/shop/tick"), bus, lambda partition: position(bus, partition))
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(pump.run(stop))
+            await eventually(lambda: pump.status.stored >= 3)
+            stop.set()
+        first = await stored(bus, EVENTS, next_by_subj="ev.cron.>", seq=1)
+        times = [event.timestamp for event in await events(bus)]
+
+    assert first
+    assert times[0]
+    assert 0 < first.stored_at - times[0].timestamp() < 5
+    assert [(after - before).total_seconds() for before, after in pairwise(filter(None, times))] == [1.0] * (len(times) - 1)
 
 
 # --- what was missed ----------------------------------------------------------------------------------------

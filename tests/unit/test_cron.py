@@ -103,7 +103,7 @@ def test_what_is_due_stays_due_until_it_is_given() -> None:
     one._passed(NOON + timedelta(seconds=60))
 
     assert [[NOON + timedelta(seconds=60)]] * 2 == asked
-    assert one.due(NOON + timedelta(seconds=61)) == ([], 59.0)
+    assert one.due(NOON + timedelta(seconds=61)) == ([], NOON + timedelta(seconds=120))
 
 
 def test_jitter_delays_by_what_source_and_time_say_and_keeps_the_order() -> None:
