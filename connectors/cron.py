@@ -27,6 +27,7 @@ from .pump import Batch, Positions, Refused
 PARTITION = "fires"
 NAME = "cron"  # at the source: the topic without a `to`
 HORIZON = 3600.0  # seconds that a missed fire is caught up for
+LONGEST_JITTER = HORIZON / 2  # so that what is on time is no older than that
 MOST = 100  # missed fires that are caught up at once
 ON_TIME = 10.0  # seconds that a fire may be late and counts as none that was missed: a slow moment is no outage
 LOOK = 1.0  # seconds until the wall clock is looked at again: somebody may have set it
@@ -71,7 +72,7 @@ class CronConnector:
         """Raises ValueError, naming the option."""
         Schedule(self.schedule, self.tz)
         try:
-            number(0, HORIZON, "seconds")(self.jitter)
+            number(0, LONGEST_JITTER, "seconds")(self.jitter)
         except ValueError as error:
             raise ValueError(f"jitter {error}") from None
         try:
@@ -150,18 +151,17 @@ class Fires:
         if now < self._next:  # thousands of schedules look every second
             return [], self._next
         options = self._options
-        oldest = now - timedelta(seconds=HORIZON)
         late: deque[datetime] = deque(maxlen=MOST if options.catch_up == "all" else 1)
         due: list[datetime] = []
         upcoming = now + timedelta(days=1)  # if the calendar ends
-        for time in self._schedule.after(max(self._last, oldest - timedelta(seconds=options.jitter))):
+        for time in self._schedule.after(max(self._last, now - timedelta(seconds=HORIZON))):
             at = time + options._delay(self._source, time)
             if at > now:
                 upcoming = at
                 break
             if (now - at).total_seconds() <= ON_TIME:
                 due.append(time)
-            elif at >= oldest:
+            else:
                 late.append(time)
         match options.catch_up:
             case "all":

@@ -101,6 +101,15 @@ async def fired(bus: JetStreamBus) -> list[str]:
     return [event.id[-9:-1] for event in await events(bus)]
 
 
+async def newest(bus: JetStreamBus, time: str) -> None:
+    """Returns when the event of this time is the last one stored."""
+
+    async def is_it() -> bool:
+        return (await fired(bus))[-1:] == [time]
+
+    await eventually(is_it)
+
+
 async def events(bus: JetStreamBus) -> list[CloudEvent]:
     found, seq = [], 1
     while one := await stored(bus, EVENTS, next_by_subj="ev.>", seq=seq):
@@ -145,8 +154,8 @@ async def test_three_replicas_whose_clocks_differ_fire_every_time_once(bus_url: 
         await eventually(lambda: a.clock.asleep and b.clock.asleep and c.clock.asleep)
         times = await fired(a.bus)
 
-    assert minutes(1, 5) == times[:5]
-    assert len(set(times)) == len(times)
+    assert minutes(1, len(times)) == times
+    assert len(times) >= 5
 
 
 async def test_a_restart_does_not_fire_again(bus_url: str) -> None:
@@ -181,8 +190,7 @@ async def test_a_replica_that_thaws_late_fires_nothing_that_another_has_stored(b
     async with replica(bus_url) as frozen, replica(bus_url) as awake:
         for minute in minutes(1, 5):
             await awake.turn(60)
-            await eventually(lambda: awake.clock.asleep)
-            assert (await fired(awake.bus))[-1] == minute
+            await newest(awake.bus, minute)
         await frozen.turn(302)
         await eventually(lambda: frozen.clock.asleep)
         await frozen.turn(60)
@@ -196,15 +204,14 @@ async def test_a_replica_that_thaws_late_fires_nothing_that_another_has_stored(b
 async def test_a_replica_that_was_cut_off_publishes_nothing_old_when_it_is_back(nats_server: Server, bus_url: str) -> None:
     async with Proxy(nats_server.port).open() as proxy, replica(proxy.url(bus_url)) as lonely, replica(bus_url) as other:
         await asyncio.gather(lonely.turn(30), other.turn(30))
-        await eventually(lambda: lonely.pump.status.read + other.pump.status.read and lonely.clock.asleep and other.clock.asleep)
+        await eventually(lambda: lonely.pump.status.stored + other.pump.status.stored and lonely.clock.asleep and other.clock.asleep)
         proxy.accepting = False
         proxy.cut()
         await eventually(lambda: not lonely.bus.connected)
         await lonely.turn(60)
         for minute in minutes(2, 5):
             await other.turn(60)
-            await eventually(lambda: other.clock.asleep)
-            assert (await fired(other.bus))[-1] == minute
+            await newest(other.bus, minute)
         await eventually(lambda: lonely.pump.status.state == "connecting", 30)
         proxy.accepting = True
         await lonely.clock.turn(180)
