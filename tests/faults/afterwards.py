@@ -18,7 +18,6 @@ from .process import children
 from .run import PROJECT, Run, outlive
 from .scenario import Scenario
 
-QUIET = 120.0  # seconds for everything to be done after the last fault is healed
 WORKER_BYTES = 150 << 20  # a worker process stays below, whatever waits (I-B1)
 
 
@@ -27,7 +26,7 @@ async def quiet(run: Run) -> None:
     began, since = time.monotonic(), 0.0
     lag: list[Lag] = []
     async with NatsBus(run.url, connect_timeout=30).open() as bus:
-        while time.monotonic() - began < QUIET:
+        while time.monotonic() - began < run.scenario.quiet:
             try:
                 lag = [await bus.lag(queue) for queue in _queues(run.scenario)]
             except FaasError:
@@ -40,7 +39,7 @@ async def quiet(run: Run) -> None:
                 elif time.monotonic() - since > 1.0:
                     return
             await asyncio.sleep(0.1)
-        run.problems.append(("liveness", f"not quiet {QUIET:g} s after the last fault was healed: {lag}"))
+        run.problems.append(("liveness", f"not quiet {run.scenario.quiet:g} s after the last fault was healed: {lag}"))
 
 
 def _unread(run: Run) -> bool:

@@ -27,7 +27,7 @@ HANDLER = """
 import hashlib, os, time
 _ledger = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 def _write(*fields):
-    os.write(_ledger, ("\\t".join(map(str, fields)) + "\\n").encode())
+    os.write(_ledger, ("\\n" + "\\t".join(map(str, fields)) + "\\t.\\n").encode())
 def _id(event):
     return event.subject or event.id  # what a function sends on has the id of its cause as subject
 def start(event, ctx):
@@ -125,7 +125,10 @@ def read(folder: Path) -> Ledgers:
     for name in ("producers", "functions", "faults"):
         file = folder / name
         for line in file.read_text().splitlines() if file.exists() else []:
-            kind, t, *fields = line.split("\t")
+            kind, *rest = line.split("\t")
+            if name == "functions" and rest[-1:] != ["."]:
+                continue  # empty, or torn: SIGKILL ends a write between two pages
+            t, *fields = rest[:-1] if name == "functions" else rest
             match kind:
                 case "attempt":
                     ledgers.attempts.append(Attempt(float(t), *fields))

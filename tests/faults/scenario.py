@@ -60,6 +60,7 @@ class Scenario:
     kept: the server is kept as `faas dev` keeps it. modules: more modules of the project, by name.
     connector: lines of faas.toml: producers write to a file, and this connector, a process of its own, brings it to the bus.
     sizes: bytes of data that events have. rate: events a second. grace: seconds of a drain.
+    quiet: seconds for everything to be done after the last fault is healed.
     lease: seconds; shipped: 30. short_lease: of the short form, at most.
     exits: how workers may end by themselves. after: more problems that the ledgers of the whole run show.
     redelivery, acknowledged, gap, recovers: as in checker.Expected.
@@ -95,6 +96,7 @@ class Scenario:
     patches: tuple[tuple[str, str, str], ...] = ()
     sizes: tuple[int, ...] = (20, 200, 2000)
     grace: float = 25.0
+    quiet: float = 120.0
     keep: float = 86400.0
     kept: bool = False
     rate: float = 200.0
