@@ -79,6 +79,11 @@ def _check_core(name: str, value: str) -> None:
             instant(value)
 
 
+def is_string(value: str) -> bool:
+    """What a String of CloudEvents may be: without control characters, surrogates and noncharacters."""
+    return (value.isascii() and value.isprintable()) or _FORBIDDEN.search(value) is None
+
+
 def is_uri_reference(value: str) -> bool:
     return _URI_REFERENCE.fullmatch(_PERCENT.sub("x", value) if "%" in value else value) is not None
 

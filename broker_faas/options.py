@@ -171,14 +171,14 @@ def check_remote(url: str, insecure: bool, *, login: bool = False, where: str = 
     """
     for server in filter(None, url.split(",")):
         parts = urlsplit(server.strip())
-        if not insecure and not _loopback(parts.hostname or "") and not (parts.scheme == "tls" and (login or parts.username)):
+        if not insecure and not loopback(parts.hostname or "") and not (parts.scheme == "tls" and (login or parts.username)):
             raise ValueError(
                 f"is another machine ({parts.hostname}): it needs TLS and a login, like tls://user:password@{parts.hostname}:4222. "
                 f"In a network where nobody else listens, say insecure = true{where}."
             )
 
 
-def _loopback(host: str) -> bool:
+def loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

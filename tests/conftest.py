@@ -16,6 +16,7 @@ import pytest_asyncio
 from broker_faas.embedded import EmbeddedNats, Server, wheel_binary
 from broker_faas.errors import ConfigError
 
+from . import kafka_server
 from .helpers import OwnNats
 
 ACCOUNTS = 100
@@ -80,3 +81,31 @@ async def own_nats(nats_binary: Path, tmp_path: Path) -> AsyncIterator[Callable[
     finally:
         for own in started:
             await own.stop()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def kafka(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """`host:port` of the Kafka that all tests share; each names topics and groups of its own. KAFKA_BOOTSTRAP_SERVERS: another one."""
+    if servers := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
+        yield servers
+        return
+    _kafka_jars()
+    async with kafka_server.running(tmp_path_factory.mktemp("kafka") / "broker") as broker:
+        yield broker.servers
+
+
+@pytest_asyncio.fixture
+async def own_kafka(tmp_path: Path) -> AsyncIterator[kafka_server.OwnKafka]:
+    """A started broker to break."""
+    _kafka_jars()
+    async with kafka_server.running(tmp_path / "kafka") as broker:
+        yield broker
+
+
+def _kafka_jars() -> None:
+    try:
+        kafka_server.jars()
+    except kafka_server.Missing as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(f"NO REAL SERVER, NOT TESTED: {error}")

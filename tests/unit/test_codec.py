@@ -1,7 +1,6 @@
 """Events in JSON and over HTTP; the CloudEvents SDK as a second opinion.
 
-The SDK (2.2) has four known defects. Two are asserted below; two are in its Kafka binding, which has no counterpart here
-yet and is not compared: a key that is not UTF-8 crashes its reader, and the key always overwrites `partitionkey`.
+The SDK (2.2) has four known defects. Two are asserted below; two, of its Kafka binding, in test_kafka_binding.py.
 """
 
 from __future__ import annotations

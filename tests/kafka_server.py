@@ -1,0 +1,169 @@
+"""A real Apache Kafka for tests: one broker in KRaft mode on loopback. Its jars come from Maven Central, once, into .servers/."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+from time import monotonic
+
+POM = """\
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>tests</groupId><artifactId>kafka</artifactId><version>1</version><packaging>pom</packaging>
+  <dependencies>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>4.1.0</version></dependency>
+    <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>
+  </dependencies>
+  <build><plugins><plugin>
+    <groupId>org.apache.maven.plugins</groupId><artifactId>maven-dependency-plugin</artifactId><version>3.6.1</version>
+  </plugin></plugins></build>
+</project>
+"""
+SERVERS = Path(__file__).parents[1] / ".servers"
+CLUSTER = "MkU3OEVBNTcwNTJENDM2Qg"
+
+
+class Missing(Exception):
+    """No Kafka can be had on this machine; the text says what would bring it."""
+
+
+def jars() -> Path:
+    """The folder of the server's jars; downloaded if this version of the pom has none. Raises Missing."""
+    if not shutil.which("java"):
+        raise Missing("there is no java: tools/test-servers, or apt-get install default-jre-headless maven")
+    folder = SERVERS / f"kafka-{blake2b(POM.encode(), digest_size=6).hexdigest()}"
+    if folder.exists():
+        return folder
+    if not shutil.which("mvn"):
+        raise Missing("there is no mvn to download Kafka: tools/test-servers, or apt-get install maven")
+    made = folder.with_name(f"{folder.name}.{os.getpid()}")
+    made.mkdir(parents=True)
+    try:
+        (made / "pom.xml").write_text(POM)
+        argv = ["mvn", "-q", "-B", "dependency:copy-dependencies", f"-DoutputDirectory={made}"]
+        done = subprocess.run(argv, cwd=made, capture_output=True, text=True, timeout=600, check=False)
+        if done.returncode:
+            raise Missing(f"Kafka cannot be downloaded: {(done.stdout + done.stderr)[-500:]}")
+        with suppress(OSError):  # somebody else was faster
+            made.rename(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return folder
+
+
+class OwnKafka:
+    """A broker to break: after kill() or stop(), start() brings it back with its data and port."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._libs = jars()
+        self._process: asyncio.subprocess.Process | None = None
+        self._port, self._controller = _free_ports(2)
+
+    @property
+    def servers(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    async def start(self) -> None:
+        if not self._folder.exists():
+            self._folder.mkdir(parents=True)
+            (self._folder / "server.properties").write_text(self._settings())
+            code = await (await self._java("kafka.tools.StorageTool", "format", "--standalone", "-t", CLUSTER, "-c")).wait()
+            if code:
+                raise AssertionError(f"Kafka's folder cannot be made: {self._log()}")
+        self._process = await self._java("kafka.Kafka")
+        started = monotonic()
+        while monotonic() - started < 180:
+            with suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", self._port)
+                writer.close()
+                return
+            if self._process.returncode is not None:
+                break
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"Kafka does not listen: {self._log()}")
+
+    async def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        if self._process is None or self._process.returncode is not None:
+            return
+        self._process.send_signal(how)
+        try:
+            async with asyncio.timeout(30):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    async def kill(self) -> None:
+        await self.stop(signal.SIGKILL)
+
+    async def _java(self, main: str, *words: str) -> asyncio.subprocess.Process:
+        argv = ["java", "-Xmx512m", "-Xms128m", "-XX:TieredStopAtLevel=1", "-cp", f"{self._libs}/*", main, *words, "server.properties"]
+        with open(self._folder / "log", "ab") as log:
+            return await asyncio.create_subprocess_exec(
+                *argv, cwd=self._folder, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _log(self) -> str:
+        return (self._folder / "log").read_text()[-1500:]
+
+    def _settings(self) -> str:
+        listeners = f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{self._controller}"
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "controller.quorum.bootstrap.servers": f"127.0.0.1:{self._controller}",
+            "listeners": listeners,
+            "advertised.listeners": listeners,
+            "inter.broker.listener.name": "PLAINTEXT",
+            "controller.listener.names": "CONTROLLER",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "log.dirs": "./data",
+            "offsets.topic.replication.factor": 1,
+            "offsets.topic.num.partitions": 4,
+            "transaction.state.log.num.partitions": 4,
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "group.initial.rebalance.delay.ms": 0,
+            "group.min.session.timeout.ms": 1000,
+            "num.partitions": 4,
+        }
+        return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[OwnKafka]:
+    """A broker whose data and process are gone at the end. Raises Missing."""
+    own = OwnKafka(folder)
+    try:
+        await own.start()
+        yield own
+    finally:
+        await own.stop(signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+if __name__ == "__main__":
+    try:
+        jars()  # ahead of the tests, which have a timeout each
+    except Missing as missing:
+        print(f"kafka_server: {missing}")
