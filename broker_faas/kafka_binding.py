@@ -15,10 +15,7 @@ from .event import CloudEvent
 
 Headers = Sequence[tuple[str, bytes | None]]
 
-_CONTENT_TYPE = "content-type"
-_REQUIRED = ("specversion", "id", "source", "type")  # in the order of a plain header block, as are
-_OPTIONAL = ("subject", "time")
-_MARKS = frozenset(f"ce_{name}" for name in _REQUIRED)
+_REQUIRED = frozenset(("ce_specversion", "ce_id", "ce_source", "ce_type"))
 
 
 def from_kafka(headers: Headers, key: bytes | None, value: bytes | None) -> CloudEvent | None:
@@ -26,39 +23,44 @@ def from_kafka(headers: Headers, key: bytes | None, value: bytes | None) -> Clou
 
     It says so with a content type `application/cloudevents+json`, which wins, or with any of the four required attributes. An event
     without a partitionkey gets the key, if that is text.
-    A binary message of six attributes takes 4.7 µs, as CloudEvent.headers() does at the end (timeit, best of 75 runs of 2000,
-    Python 3.11).
+    A binary message of four attributes takes 5.1 µs, of six 5.9, headers() included, where CloudEvent(…) of six takes 4.5 (CPU time,
+    best of 75 runs of 2000, two busy cores, Python 3.11).
     """
-    given: dict[str, str] = {}
-    content_type = ""
-    native = False
-    for name, raw in headers:
-        if name[:3] == "ce_":
-            native = native or name in _MARKS
-            if name[3:] in given:
-                raise EventInvalid(f"header {name[:60]!r} is given twice")
-            given[name[3:]] = _text(name, raw)
-        elif len(name) == 12 and name.lower() == _CONTENT_TYPE:
-            content_type = _text(name, raw)
-    mode = kind(content_type) if content_type else "binary"
-    if mode == "batch":
-        raise EventInvalid("the message is a batch of events; a message of Kafka holds one event")
-    if mode == "structured":
-        if value is None:
-            raise EventInvalid(f"the content type is {content_type[:60]!r}, and there is no value to hold the event")
-        return _keyed(from_json(value), key)
-    if not native:
+    try:
+        fields = {name: raw.decode() for name, raw in headers}  # type: ignore[union-attr]
+    except (UnicodeDecodeError, AttributeError):
+        fields = {name: _text(raw) for name, raw in headers if raw is not None}  # null: not set
+    content_type = fields.get("content-type") or next(
+        (text for name, text in fields.items() if len(name) == 12 and name.lower() == "content-type"), ""
+    )
+    if "cloudevents" in content_type.lower():
+        match kind(content_type):
+            case "batch":
+                raise EventInvalid("the message is a batch of events; a message of Kafka holds one event")
+            case "structured" if value is None:
+                raise EventInvalid(f"the content type is {content_type[:60]!r}, and there is no value to hold the event")
+            case "structured":
+                return _keyed(from_json(value), key)
+    if _REQUIRED.isdisjoint(fields):
         return None
-    given.pop("datacontenttype", None)  # in Kafka that is content-type
-    if key and "partitionkey" not in given and (text := key_text(key)):
-        given["partitionkey"] = text
-    # In the order that makes the headers on the bus plain ones.
-    attributes = {name: given.pop(name) for name in _REQUIRED if name in given}
+    if len(fields) < len(headers):
+        _check_twice(headers)
+    take = fields.pop
+    try:  # in the order in which the headers on the bus are plain ones
+        attributes = {"specversion": take("ce_specversion"), "id": take("ce_id"), "source": take("ce_source"), "type": take("ce_type")}
+    except KeyError as missing:
+        raise EventInvalid(f"header {missing} is missing; it is required") from None
+    take("ce_datacontenttype", None)  # in Kafka that is content-type
     if content_type:
         attributes["datacontenttype"] = content_type
-    if given:
-        attributes |= {name: given.pop(name) for name in _OPTIONAL if name in given}
-        attributes |= given
+    for name in ("ce_subject", "ce_time"):
+        if name in fields:
+            attributes[name[3:]] = take(name)
+    for name, text in fields.items():
+        if name[:3] == "ce_":
+            attributes[name[3:]] = text
+    if key and "partitionkey" not in attributes and (known := key_text(key)):
+        attributes["partitionkey"] = known
     return CloudEvent.from_attributes(attributes, value)
 
 
@@ -67,10 +69,10 @@ def to_kafka(event: CloudEvent, structured: bool = False) -> tuple[bytes | None,
     key = event.partitionkey
     encoded = None if key is None else key.encode()
     if structured:
-        return encoded, [(_CONTENT_TYPE, STRUCTURED.encode())], to_json(event)
+        return encoded, [("content-type", STRUCTURED.encode())], to_json(event)
     headers = [(f"ce_{name}", text.encode()) for name, text in event.attributes.items() if name != "datacontenttype"]
     if event.datacontenttype is not None:
-        headers.append((_CONTENT_TYPE, event.datacontenttype.encode()))
+        headers.append(("content-type", event.datacontenttype.encode()))
     return encoded, headers, event.data
 
 
@@ -89,8 +91,17 @@ def _keyed(event: CloudEvent, key: bytes | None) -> CloudEvent:
     return CloudEvent.of(checked({**event.attributes, "partitionkey": text}), event.data)
 
 
-def _text(name: str, raw: bytes | None) -> str:
+def _text(raw: bytes) -> str:
+    """What is not UTF-8 becomes what no attribute may hold."""
     try:
-        return raw.decode()  # type: ignore[union-attr]
-    except (UnicodeDecodeError, AttributeError):
-        raise EventInvalid(f"header {name[:60]!r} is {'not UTF-8' if raw else 'null'}") from None
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "surrogateescape")
+
+
+def _check_twice(headers: Headers) -> None:
+    names: set[str] = set()
+    for name, _ in headers:
+        if name in names and name.startswith("ce_"):
+            raise EventInvalid(f"header {name[:60]!r} is given twice")
+        names.add(name)

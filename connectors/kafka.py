@@ -10,10 +10,11 @@ import asyncio
 import re
 import ssl
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import aiokafka.errors as kafka
@@ -21,6 +22,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
 from aiokafka.conn import create_conn
 from aiokafka.structs import OffsetAndMetadata
 
+from ..attributes import is_string
 from ..errors import BusUnavailable, EventInvalid, SourceError, SourceRefused, SourceUnavailable
 from ..event import CloudEvent
 from ..kafka_binding import from_kafka, key_text
@@ -102,8 +104,8 @@ class KafkaConnector:
             raise ValueError(f"topic_pattern is no regular expression: {error}") from None
         if not self.group:
             raise ValueError("group must not be empty")
-        if not self.event_type:
-            raise ValueError("event_type must not be empty")
+        if not self.event_type or not is_string(self.event_type):
+            raise ValueError("event_type must be text of at least one character, without control characters")
         if not 1 <= self.batch <= 10_000:
             raise ValueError("batch must lie between 1 and 10,000")
         if self.security_protocol.startswith("SASL") != (self.username is not None and self.password is not None):
@@ -426,29 +428,24 @@ def begin(name: str, stored: str | None, committed: OffsetAndMetadata | None) ->
 def item(record: ConsumerRecord, source: str, type: str) -> CloudEvent | Refused:
     """What a record becomes: the event that it is, or an event that holds it.
 
-    A foreign record of 200 bytes with a key takes 5.8 µs, headers() included (timeit, best of 75 runs of 2000, Python 3.11).
+    A foreign record of 200 bytes with a key takes 5.2 µs, headers() included, where CloudEvent(…) of six attributes takes 4.5 (CPU time,
+    best of 75 runs of 2000, two busy cores, Python 3.11).
     """
     try:
         if record.headers and (native := from_kafka(record.headers, record.key, record.value)) is not None:
             return native
-        attributes = {
-            "specversion": "1.0",
-            "id": f"{record.topic}/{record.partition}/{record.offset}",
-            "source": source,
-            "type": type,
-        }
-        extra = _described(record.headers) if record.headers else {}
-        if "datacontenttype" in extra:
-            attributes["datacontenttype"] = extra.pop("datacontenttype")
-        if time := _time(record.timestamp):
-            attributes["time"] = time
-        if record.key:
-            text = key_text(record.key)
-            attributes["partitionkey"] = b64encode(record.key).decode() if text is None else text
-        return CloudEvent.from_attributes(attributes | extra if extra else attributes, record.value)
     except EventInvalid as error:
-        headers = {name: (value or b"").decode("utf-8", "backslashreplace") for name, value in record.headers}
+        headers = {name: (raw or b"").decode("utf-8", "backslashreplace") for name, raw in record.headers}
         return Refused(f"{record.topic}/{record.partition}/{record.offset}", str(error), headers, record.value or b"")
+    attributes = {"specversion": "1.0", "id": f"{record.topic}/{record.partition}/{record.offset}", "source": source, "type": type}
+    extra = _described(record.headers) if record.headers else {}
+    if "datacontenttype" in extra:
+        attributes["datacontenttype"] = extra.pop("datacontenttype")
+    if time := _time(record.timestamp):
+        attributes["time"] = time
+    if key := record.key:
+        attributes["partitionkey"] = key_text(key) or b64encode(key).decode()
+    return CloudEvent.of(attributes | extra if extra else attributes, record.value)  # all of them are checked
 
 
 _MEDIA_TYPE = re.compile(rb"[\w!#$&'*+.^`|~-]+/[\w!#$&'*+.^`|~-]+ *(?:;[ -~]*)?")
@@ -469,12 +466,16 @@ def _described(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:
 
 def _time(milliseconds: int) -> str | None:
     """A record's timestamp, which is the producer's: any number."""
-    if milliseconds < 0:
-        return None
+    second = _second(milliseconds // 1000)
+    return f"{second}.{milliseconds % 1000:03d}Z" if second else None
+
+
+@lru_cache(maxsize=64)  # 2 µs, and many records are of one second
+def _second(seconds: int) -> str:
     try:
-        return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+        return datetime.fromtimestamp(seconds, UTC).isoformat()[:-6] if seconds >= 0 else ""
     except (ValueError, OverflowError, OSError):
-        return None
+        return ""
 
 
 # --- aiokafka -----------------------------------------------------------------------------------------------
@@ -494,16 +495,29 @@ async def _start(consumer: AIOKafkaConsumer, start: str, partitions: list[TopicP
 
 
 async def _stopped(consumer: AIOKafkaConsumer) -> None:
-    """Leaves the group. Without its coordinator, stop() may wait for ever."""
-    try:
-        async with asyncio.timeout(HANDING_OVER + 5):
-            await consumer.stop()
-    except (TimeoutError, kafka.KafkaError):
+    """Leaves the group. Without its broker, stop() may wait for ever, or end halfway."""
+    if not await _ended(consumer.stop(), HANDING_OVER + 5):
         for part in (consumer._fetcher, consumer._client):
             if part is not None:
-                with suppress(TimeoutError, kafka.KafkaError):
-                    async with asyncio.timeout(1):
-                        await part.close()
+                await _ended(part.close(), 1)
+
+
+async def _ended(ending: Coroutine[Any, Any, None], seconds: float) -> bool:
+    """In a task: a fetch that stop() cancels while it waits for its next try cancels who waits for stop()."""
+
+    async def quietly() -> bool:
+        try:
+            await ending
+        except kafka.KafkaError:
+            return False
+        return True
+
+    try:
+        async with asyncio.timeout(seconds), asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(quietly())
+    except TimeoutError:
+        return False
+    return not task.cancelled() and task.result()
 
 
 @contextmanager

@@ -377,7 +377,7 @@ async def test_compressed_records_are_read(topic: Topic, bus: JetStreamBus, comp
 
 async def test_what_cannot_become_an_event_is_quarantined_and_the_rest_goes_on(topic: Topic, bus: JetStreamBus) -> None:
     await topic.send([b"0"])
-    await topic.send([b"\xff\0"], headers=[("ce_specversion", b"1.0"), ("ce_id", b"\xff")])
+    await topic.send([b"\xff\0"], headers=[("ce_id", b"\xff"), ("ce_source", b"/"), ("ce_type", b"t"), ("ce_specversion", b"1.0")])
     await topic.send([b"{"], headers=[("content-type", b"application/cloudevents+json")])
     await topic.send([b"3"])
     async with running(topic.options(), bus) as pump:
@@ -388,7 +388,7 @@ async def test_what_cannot_become_an_event_is_quarantined_and_the_rest_goes_on(t
     assert [event.data for event in await stored(bus)] == [b"0", b"3"]
     assert [one.data for one in broken] == [b"\xff\0", b"{"]
     assert [faas_headers(one.headers)["position"] for one in broken] == [f"{topic.name}/0/1", f"{topic.name}/0/2"]
-    assert faas_headers(broken[0].headers)["reason"] == "header 'ce_id' is not UTF-8"
+    assert "surrogates" in faas_headers(broken[0].headers)["reason"]
 
 
 async def test_only_committed_transactions_are_read_and_their_markers_are_no_lag(topic: Topic, bus: JetStreamBus) -> None:
