@@ -37,9 +37,9 @@ def from_kafka(headers: Headers, key: bytes | None, value: bytes | None) -> Clou
         match kind(content_type):
             case "batch":
                 raise EventInvalid("the message is a batch of events; a message of Kafka holds one event")
-            case "structured" if value is None:
-                raise EventInvalid(f"the content type is {content_type[:60]!r}, and there is no value to hold the event")
             case "structured":
+                if value is None:
+                    raise EventInvalid(f"the content type is {content_type[:60]!r}, and there is no value to hold the event")
                 return _keyed(from_json(value), key)
     if _REQUIRED.isdisjoint(fields):
         return None

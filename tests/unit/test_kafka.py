@@ -52,7 +52,7 @@ def test_options_are_taken(options: dict[str, Any]) -> None:
         (REMOTE | LOGIN | {"security_protocol": "SASL_PLAINTEXT"}, "it needs TLS"),
         *[
             ({"servers": bad}, "servers must look like")
-            for bad in ("", "a", "a:", ":1", "a:0", "a:99999", "kafka://a:1", "a:1,", "u:p@a:1")
+            for bad in ("", "a", "a:", ":1", "a:0", "a:99999", "kafka://a:1", "localhost:1,", "u:p@a:1")
         ],
         ({"topics": []}, "topics or topic_pattern"),
         ({"topic_pattern": "x"}, "topics or topic_pattern"),
