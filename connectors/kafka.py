@@ -230,6 +230,10 @@ class _Token(NamedTuple):
     next: Mapping[TopicPartition, int]
 
 
+class _HandedOn(Exception):
+    """The partitions are being handed out anew already."""
+
+
 class _Session(ConsumerRebalanceListener):  # type: ignore[misc]
     """The open source. aiokafka calls the two methods of its listener from a task of its own, and loses what they raise."""
 
@@ -380,6 +384,8 @@ class _Session(ConsumerRebalanceListener):  # type: ignore[misc]
         try:
             with _told():
                 await self._seek(list(assigned))
+        except _HandedOn:
+            return  # the group is at it again, and this will be called again
         except Exception as error:  # told to who reads
             self._failure = error
         self._ready.set()
@@ -396,12 +402,17 @@ class _Session(ConsumerRebalanceListener):  # type: ignore[misc]
             offset = begin(name, stored, committed.get(one))
             if offset is not None:
                 at[one] = offset
-        if fresh := await _start(self._consumer, self._options.start, [one for one in partitions if one not in at]):
-            await self._commit(fresh)
-        for one, offset in (at | fresh).items():
+        at |= await _start(self._consumer, self._options.start, [one for one in partitions if one not in at])
+        # What others have set stays, until something behind it is stored. Ours is mended: others see a group's lag by it.
+        ours = {one for one in partitions if one not in committed or committed[one].metadata == OURS}
+        try:
+            await self._commit({one: at[one] for one in ours if one not in committed or committed[one].offset != at[one]})
+        except kafka.CommitFailedError:
+            raise _HandedOn from None
+        for one, offset in at.items():
             self._consumer.seek(one, offset)
-        self._next = at | fresh
-        self._stored = dict(self._next)
+        self._next = at
+        self._stored = dict(at)
         self._served.clear()
 
     async def _commit(self, offsets: Mapping[TopicPartition, int]) -> None:

@@ -66,11 +66,16 @@ class OwnKafka:
         self._folder = folder
         self._libs = jars()
         self._process: asyncio.subprocess.Process | None = None
-        self._port, self._controller = _free_ports(2)
+        self._port, self._sasl, self._controller = _free_ports(3)
 
     @property
     def servers(self) -> str:
         return f"127.0.0.1:{self._port}"
+
+    @property
+    def sasl_servers(self) -> str:
+        """The same broker for SASL_PLAINTEXT with PLAIN: user `shop`, password `secret`."""
+        return f"127.0.0.1:{self._sasl}"
 
     async def start(self) -> None:
         if not self._folder.exists():
@@ -116,7 +121,7 @@ class OwnKafka:
         return (self._folder / "log").read_text()[-1500:]
 
     def _settings(self) -> str:
-        listeners = f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{self._controller}"
+        listeners = f"PLAINTEXT://127.0.0.1:{self._port},SASL://127.0.0.1:{self._sasl},CONTROLLER://127.0.0.1:{self._controller}"
         settings = {
             "process.roles": "broker,controller",
             "node.id": 1,
@@ -125,7 +130,11 @@ class OwnKafka:
             "advertised.listeners": listeners,
             "inter.broker.listener.name": "PLAINTEXT",
             "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listener.name.sasl.sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.sasl.plain.sasl.jaas.config": (
+                'org.apache.kafka.common.security.plain.PlainLoginModule required user_shop="secret";'
+            ),
             "log.dirs": "./data",
             "offsets.topic.replication.factor": 1,
             "offsets.topic.num.partitions": 4,

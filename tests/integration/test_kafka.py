@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import OffsetAndMetadata
 
 from broker_faas.buses import store
@@ -227,6 +228,21 @@ async def test_a_restart_skips_what_is_stored_though_it_was_not_committed(topic:
     assert [event.data for event in await stored(bus)] == numbers(0, 30)
 
 
+async def test_a_groups_offset_that_is_behind_what_is_stored_is_mended_without_a_new_record(topic: Topic, bus: JetStreamBus) -> None:
+    await topic.send(numbers(0, 5))
+    async with running(topic.options(), bus) as pump:
+        await eventually(lambda: pump.status.stored == 5, LONG)
+    await _commit_as_ours(topic, 3)
+    async with running(topic.options(), bus):
+
+        async def mended() -> bool:
+            return bool((await topic.committed())[0].offset == 5)
+
+        await eventually(mended, LONG)
+
+    assert await count(bus) == 5
+
+
 async def test_a_bus_that_has_less_than_was_committed_gets_it_again(topic: Topic, bus: JetStreamBus) -> None:
     """It was restored from an old copy."""
     await topic.send(numbers(0, 10))
@@ -391,6 +407,26 @@ async def test_what_cannot_become_an_event_is_quarantined_and_the_rest_goes_on(t
     assert "surrogates" in faas_headers(broken[0].headers)["reason"]
 
 
+class NoText(str):
+    def encode(self, *_: object) -> bytes:
+        return b"\xff"
+
+
+async def test_a_header_name_that_is_not_utf8_ends_it_and_says_so(topic: Topic, bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Java client writes one; librdkafka would. aiokafka cannot read its batch, and would skip what is in front of it."""
+    await topic.send([b"0"])
+    with monkeypatch.context() as patch:
+        for name in ("message_accumulator", "producer"):  # what aiokafka has in C checks what it writes
+            patch.setattr(f"aiokafka.producer.{name}.DefaultRecordBatchBuilder", _DefaultRecordBatchBuilderPy)
+        await topic.send([b"1"], headers=[(NoText("x"), b"1")])
+    await topic.send([b"2"])
+    for _ in range(2):
+        with pytest.raises(SourceRefused, match="a header whose name is not UTF-8"):
+            await pump_of(topic.options(batch=2), bus).run(asyncio.Event())
+
+    assert b"2" not in [event.data for event in await stored(bus)]
+
+
 async def test_only_committed_transactions_are_read_and_their_markers_are_no_lag(topic: Topic, bus: JetStreamBus) -> None:
     producer = AIOKafkaProducer(bootstrap_servers=topic.servers, transactional_id=topic.name)
     await producer.start()
@@ -463,6 +499,20 @@ def unused_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+async def test_a_login_is_taken_and_a_wrong_one_is_refused_without_being_shown(own_kafka: OwnKafka) -> None:
+    topic = await topic_on(own_kafka.servers)
+    await topic.send([b"1"])
+    login = {"servers": own_kafka.sasl_servers, "security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "username": "shop"}
+    [(_, item)] = await topic.options(**login, password="secret").peek("/p/c", 1)
+
+    assert item.data == b"1"
+    with pytest.raises(SourceRefused, match="Invalid username or password") as raised:
+        await topic.options(**login, password="hunter2").peek("/p/c", 1)
+    assert "hunter2" not in str(raised.value)
+    with pytest.raises(SourceRefused, match="UnsupportedSaslMechanismError"):
+        await topic.options(**login | {"sasl_mechanism": "SCRAM-SHA-256"}, password="secret").peek("/p/c", 1)
 
 
 async def test_a_broker_that_is_killed_and_comes_back_is_read_on(own_kafka: OwnKafka, bus: JetStreamBus) -> None:
