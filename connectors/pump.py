@@ -19,9 +19,9 @@ from time import time
 from typing import NamedTuple, Protocol
 
 from ..bus import Bus, Record
-from ..errors import BusFull, BusUnavailable, EventError, EventTooLarge, SourceError, SourceUnavailable
+from ..errors import BusFull, BusUnavailable, EventError, EventTooLarge, SourceError, SourceUnavailable, TopicInvalid
 from ..event import CloudEvent
-from ..layout import event_record, position_record, quarantine_record
+from ..layout import event_records, position_record, quarantine_record
 from ..service import Stuck, first
 from ..where import Filter
 
@@ -239,7 +239,10 @@ def records(route: Route, batch: Batch, now: float) -> _Ready:
     quarantine: list[Record] = []
     filtered = 0
     for name, items in batch.parts:
-        topic = route.to or name
+        try:
+            record = event_records(route.to or name)
+        except TopicInvalid as error:
+            record = _refuse(error)
         for item in items:
             if isinstance(item, Refused):
                 quarantine.append(quarantine_record(route.name, item.where, item.reason, item.headers, item.data, now))
@@ -247,13 +250,20 @@ def records(route: Route, batch: Batch, now: float) -> _Ready:
                 filtered += 1
             else:
                 try:
-                    events.append(event_record(topic, item))
+                    events.append(record(item))
                 except EventError as error:
                     where, headers = f"{item.source} {item.id}", dict(item.attributes)
                     quarantine.append(quarantine_record(route.name, where, str(error), headers, item.data or b"", now))
     stored = len(events)
     events += [position_record(route.name, partition, position) for partition, position in batch.positions.items()]
     return _Ready(quarantine, events, batch.token, stored, filtered, len(quarantine))
+
+
+def _refuse(error: TopicInvalid) -> Callable[[CloudEvent], Record]:
+    def refuse(event: CloudEvent) -> Record:
+        raise error
+
+    return refuse
 
 
 def smaller(route: Route, ready: _Ready, limit: int, now: float) -> _Ready:

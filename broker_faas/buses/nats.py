@@ -154,8 +154,21 @@ class JetStreamBus:
         """See bus.Bus. After BusFull or BusRefused some of the other records may be stored; their ids make a second
         try harmless. A record whose id came twice in one call is stored once and counted as a duplicate."""
         by_lane: dict[str, list[Record]] = {}
+        lanes: dict[str, list[Record]] = {}  # by subject: of a batch, many have the same
+        small = min(MAX_HEADERS, self._connection.client.max_payload - ON_WIRE - 400)
         for record in records:
-            by_lane.setdefault(self._checked(record), []).append(record)
+            lane = lanes.get(record.subject)
+            if lane is None:
+                stream = _stream_of(record.subject)
+                lane = lanes[record.subject] = by_lane.setdefault(stream, [])
+            if len(record.headers) + len(record.data) > small:
+                self._check_size(record, _stream_of(record.subject))
+            # The first half is for ids of layout.py: 0.1 µs instead of 0.4.
+            if not (record.msg_id.isalnum() and record.msg_id.isascii() and len(record.msg_id) < 400) and not _MSG_ID.fullmatch(
+                record.msg_id
+            ):
+                raise TopicInvalid(f"id {record.msg_id[:400]!r} cannot be stored: up to 400 characters of plain ASCII, no spaces")
+            lane.append(record)
         if not output:
             await self._leave_room(by_lane)
         if self.closed.is_set():
@@ -197,16 +210,8 @@ class JetStreamBus:
     def _silent(self) -> str:
         return "connected, and the server stores nothing: is its disk full?" if self.connected else "no error reported"
 
-    def _checked(self, record: Record) -> str:
-        """The record's stream, or why it cannot be sent."""
-        subject, headers, data = record.subject, len(record.headers), len(record.data)
-        if len(subject) > 500 or not _SUBJECT.fullmatch(subject) or not _MSG_ID.fullmatch(record.msg_id):
-            raise TopicInvalid(
-                f"subject {subject[:500]!r} or id {record.msg_id[:400]!r} cannot be stored: dot-separated words of plain ASCII only"
-            )
-        stream = STREAM_OF.get(subject.partition(".")[0])
-        if stream is None:
-            raise BusRefused(f"no stream of the bus takes {subject}; subjects start with {', '.join(STREAM_OF)}")
+    def _check_size(self, record: Record, stream: str) -> None:
+        headers, data = len(record.headers), len(record.data)
         if stream == EVENTS and data > MAX_DATA:
             raise EventTooLarge(data, MAX_DATA, "data")
         added = ON_WIRE + len(record.msg_id)
@@ -216,7 +221,6 @@ class JetStreamBus:
         limit = self._connection.client.max_payload - added
         if headers + data > limit:  # the server would cut the connection
             raise EventTooLarge(headers + data, limit)
-        return stream
 
     async def _leave_room(self, streams: Collection[str]) -> None:
         """Lanes look at their stream while they publish; here once more before a refusal."""
@@ -279,3 +283,13 @@ class JetStreamBus:
     async def api(self, verb: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """JetStream's own API, for the reaper and the CLI: api("STREAM.INFO.events"). BusRefused carries its err_code."""
         return await self._connection.api(verb, body)
+
+
+def _stream_of(subject: str) -> str:
+    """The stream that takes it, or why none does."""
+    if len(subject) > 500 or not _SUBJECT.fullmatch(subject):
+        raise TopicInvalid(f"subject {subject[:500]!r} cannot be stored: dot-separated words of plain ASCII only")
+    stream = STREAM_OF.get(subject.partition(".")[0])
+    if stream is None:
+        raise BusRefused(f"no stream of the bus takes {subject}; subjects start with {', '.join(STREAM_OF)}")
+    return stream
