@@ -11,6 +11,8 @@
     timeout = 60
     env = {DB_PASSWORD = "${DB_PASSWORD}"}
     retry = {max_attempts = 3}
+    [gateway]                               # `faas gateway`: events over HTTP
+    port = 8080
     [[connector]]                           # what a source has becomes events
     name = "orders"
     type = "kafka"                          # its options are those of connectors/kafka.py
@@ -68,6 +70,26 @@ class WorkerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """port 0: any free one. tls_cert, tls_key: PEM files; these and `keys` are paths from the project's folder.
+
+    insecure: allow a host that other machines reach without TLS and keys. source: of events that name none.
+    max_body: bytes of a request's body. body_timeout: seconds that it may take to come.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    insecure: bool = False
+    keys: str = ".faas/keys.json"
+    source: str = "/gateway"
+    max_body: int = (1 << 20) + (44 << 10)  # the largest event: layout.MAX_RECORD
+    max_connections: int = 512
+    body_timeout: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionConfig:
     """What faas.toml says about one function. None, or missing in `retry`: as declared. retry: fields of RetryPolicy."""
 
@@ -108,6 +130,7 @@ class Config:
     keep: float = 86400.0
     bus: BusConfig = BusConfig()
     worker: WorkerConfig = field(default_factory=WorkerConfig)
+    gateway: GatewayConfig = GatewayConfig()
     functions: Mapping[str, FunctionConfig] = field(default_factory=dict)
     connectors: tuple[ConnectorConfig, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -117,6 +140,11 @@ class Config:
     def state(self) -> Path:
         """The embedded server's folder."""
         return self.root / ".faas"
+
+    @property
+    def keys_file(self) -> Path:
+        """Of the gateway."""
+        return self.root / self.gateway.keys
 
     def with_url(self, url: str, origin: str) -> Config:
         """The same on another bus; `origin` names the option or variable that says so."""
@@ -138,7 +166,7 @@ class Config:
 
     def shown(self) -> Iterator[tuple[str, Any, str]]:
         """(option, value, origin) of each, as a person may see it: passwords and env values masked."""
-        for prefix, part in (("", self), ("bus.", self.bus), ("worker.", self.worker)):
+        for prefix, part in (("", self), ("bus.", self.bus), ("worker.", self.worker), ("gateway.", self.gateway)):
             for name in (option.name for option in fields(part)):
                 if prefix or name in ("project", "modules", "keep"):
                     value = getattr(part, name)
@@ -175,18 +203,31 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
         options.check_remote(bus.url or "", bus.insecure)
     except ValueError as error:
         raise ConfigError(f"{reader.origins['bus.url']}: bus.url {error}") from None
+    gateway = GatewayConfig(**said.pop("gateway", {}))
+    _check_gateway(gateway, reader.origins)
     functions = {name: FunctionConfig(**values) for name, values in said.pop("function", {}).items()}
     worker = WorkerConfig(**said.pop("worker", {}))
     return Config(
         root=path.absolute().parent,
         bus=bus,
         worker=worker,
+        gateway=gateway,
         functions=functions,
         connectors=connectors,
         origins=reader.origins,
         unset=tuple(reader.unset),
         **said,
     )
+
+
+def _check_gateway(gateway: GatewayConfig, origins: Mapping[str, str]) -> None:
+    for one, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if getattr(gateway, one) and not getattr(gateway, other):
+            raise ConfigError(f"{origins[f'gateway.{one}']}: gateway.{one} needs gateway.{other} beside it: TLS takes both.")
+    try:
+        options.check_listener(gateway.host, bool(gateway.tls_cert), gateway.insecure)
+    except ValueError as error:
+        raise ConfigError(f"{origins['gateway.host']}: gateway.host = {gateway.host!r} {error}") from None
 
 
 class Unset(ValueError):

@@ -155,6 +155,30 @@ def bus_url(value: Any) -> str:
     return str(value)
 
 
+def host(value: Any) -> str:
+    """A name or an address to listen at."""
+    try:
+        ipaddress.ip_address(text(value))
+    except ValueError:
+        if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", value) or len(value) > 253:
+            raise ValueError("must be a name or an address of this machine, like 127.0.0.1, ::1 or 0.0.0.0, without a port") from None
+    return str(value)
+
+
+def path(value: Any) -> str:
+    if not text(value):
+        raise ValueError("must name a file; it is empty")
+    return str(value)
+
+
+def source(value: Any) -> str:
+    from .attributes import is_uri_reference
+
+    if not text(value) or not is_uri_reference(value):
+        raise ValueError("must be a URI-reference, like /gateway or https://shop.example.com")
+    return str(value)
+
+
 def http_urls(value: Any) -> str:
     """One address, or several with commas between."""
     for url in text(value).split(","):
@@ -176,6 +200,15 @@ def check_remote(url: str, insecure: bool, *, login: bool = False, where: str = 
                 f"is another machine ({parts.hostname}): it needs TLS and a login, like tls://user:password@{parts.hostname}:4222. "
                 f"In a network where nobody else listens, say insecure = true{where}."
             )
+
+
+def check_listener(host: str, tls: bool, insecure: bool) -> None:
+    """ValueError if keys and events would cross a network in the clear."""
+    if not insecure and not tls and not loopback(host):
+        raise ValueError(
+            "can be reached from other machines: it needs TLS and keys, tls_cert and tls_key under [gateway] and `faas keys add NAME`. "
+            "In a network where nobody else listens, say insecure = true under [gateway]."
+        )
 
 
 def loopback(host: str) -> bool:
@@ -218,6 +251,20 @@ SCHEMA = Table(
                 "recycle_events": whole(0, 1 << 50),
                 "recycle_bytes": whole(0, 1 << 50),
                 "pass_env": several(variable, "variables"),
+            }
+        ),
+        "gateway": Table(
+            {
+                "host": host,
+                "port": whole(0, 65535),
+                "tls_cert": path,
+                "tls_key": path,
+                "insecure": flag,
+                "keys": path,
+                "source": source,
+                "max_body": whole(1 << 10, 64 << 20),
+                "max_connections": whole(1, 100_000),
+                "body_timeout": seconds(0, 3600),
             }
         ),
         "function": Table(

@@ -24,6 +24,8 @@ COMMANDS = {
     "worker": "Run the project's functions against a bus.",
     "connect": "Run connectors: what other systems have becomes events.",
     "connectors": "The project's connectors: state, lag at the source, last error.",
+    "gateway": "Take events over HTTP.",
+    "keys": "Who may publish over HTTP: add, list, revoke.",
     "functions": "List functions and their queues; sync or prune them.",
     "lag": "How many events each function still has to do.",
     "peek": "The next events a function will get.",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from broker_faas.config import BusConfig, Config, FunctionConfig, WorkerConfig, load
+from broker_faas.config import BusConfig, Config, FunctionConfig, GatewayConfig, WorkerConfig, load
 from broker_faas.function import function
 
 from ..markdown import ROOT, blocks
@@ -28,9 +28,10 @@ def documented(heading: str) -> set[str]:
 @pytest.mark.parametrize(
     ("heading", "options", "internal"),
     [
-        ("## Options", Config, {"root", "bus", "worker", "functions", "connectors", "origins", "unset"}),
+        ("## Options", Config, {"root", "bus", "worker", "gateway", "functions", "connectors", "origins", "unset"}),
         ("### `[bus]`", BusConfig, set()),
         ("### `[worker]`", WorkerConfig, set()),
+        ("### `[gateway]`", GatewayConfig, set()),
         ("### `[function.NAME]`", FunctionConfig, set()),
     ],
 )

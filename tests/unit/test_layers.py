@@ -11,7 +11,7 @@ ROWS = [
     "errors topics toml options attributes event codec amqp_binding kafka_binding where schedule",
     "bus layout function signature invoke decide config service",
     "buses targets client testing reaper scaler telemetry embedded",
-    "connectors workers",
+    "connectors gateway workers",
     "cli",
 ]
 ROW = {name: number for number, row in enumerate(ROWS, 1) for name in row.split()}
