@@ -10,6 +10,7 @@ import hmac
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -77,23 +78,28 @@ class KeyFile:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ConfigError(f"{self.path} cannot be read: {error.strerror}") from None
-        with open(descriptor, "rb") as file:
-            if os.fstat(descriptor).st_mode & 0o022:
+            raise ConfigError(f"{self.path} cannot be read: {error.strerror}.") from None
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(mode):
+                raise ConfigError(f"{self.path} is no file; name another one: keys = … under [gateway].")
+            if mode & 0o022:
                 raise ConfigError(f"{self.path} can be written by others, who could add keys of their own: chmod 600 {self.path}")
-            try:
-                keys = msgspec.json.decode(file.read(LARGEST), type=list[Key])
-            except (OSError, msgspec.MsgspecError, UnicodeError):
-                raise ConfigError(
-                    f"{self.path} holds no keys: it is damaged, or no file of `faas keys`. Restore it, or delete it."
-                ) from None
-        return keys
+            return msgspec.json.decode(os.read(descriptor, LARGEST), type=list[Key])
+        except (OSError, msgspec.MsgspecError, UnicodeError):
+            raise ConfigError(f"{self.path} holds no keys: it is damaged, or no file of `faas keys`. Restore it, or delete it.") from None
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def _changing(self) -> Iterator[list[Key]]:
         """The keys, to be changed; written when the context is left without an error. One process at a time."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(os.open(self.path.with_name(self.path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as lock:
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self.path.with_name(self.path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be written: {error.strerror}.") from None
+        with open(descriptor, "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             keys = self.read() or []
             before = list(keys)
@@ -110,10 +116,10 @@ class KeyFile:
                 file.flush()
                 os.fsync(file.fileno())
             os.rename(new, self.path)
-        except BaseException:
+        except OSError as error:
             with suppress(OSError):
                 new.unlink()
-            raise
+            raise ConfigError(f"{self.path} cannot be written: {error.strerror}.") from None
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(folder)
@@ -150,8 +156,8 @@ class Keys:
     def _refresh(self) -> None:
         """Two microseconds while nothing has changed: a stat() a request."""
         try:
-            stat = os.stat(self._file.path)
-            seen: tuple[int, ...] | None = (stat.st_ino, stat.st_mtime_ns, stat.st_size, stat.st_mode)
+            about = os.stat(self._file.path)
+            seen: tuple[int, ...] | None = (about.st_ino, about.st_mtime_ns, about.st_size, about.st_mode)
         except OSError:
             seen = None
         if seen == self._seen and seen is not None:
