@@ -38,9 +38,19 @@ class Client:
     def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(url)
         self.host, self.port, self.tls = parts.hostname or "", parts.port or 0, tls
+        self._writers: list[asyncio.StreamWriter] = []
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection(self.host, self.port, ssl=self.tls, server_hostname="localhost" if self.tls else None)
+        """A connection that close() closes."""
+        name = "localhost" if self.tls else None
+        reader, writer = await asyncio.open_connection(self.host, self.port, ssl=self.tls, server_hostname=name)
+        self._writers.append(writer)
+        return reader, writer
+
+    async def close(self) -> None:
+        for writer in self._writers:
+            await closed(writer)
+        self._writers.clear()
 
     async def post(self, topic: str, body: bytes = b"{}", headers: Mapping[str, str] = EVENT, path: str = "/topics/") -> Answer:
         return await self.ask("POST", path + topic, body, headers)
@@ -99,10 +109,12 @@ async def gateway(folder: Path, url: str, toml: str = "", **bus: Any) -> AsyncIt
     ):
         tasks.create_task(server.run(stop))
         await server.ready.wait()
+        http = Gateway(server, bus_, config, stop)
         try:
-            yield Gateway(server, bus_, config, stop)
+            yield http
         finally:
             stop.set()
+            await http.close()
 
 
 class Stored(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from typing import Any, cast
 
 import h11
 from uvicorn.config import Config
@@ -15,7 +16,7 @@ from .problem import refusal
 
 HEAD_TIMEOUT = 10.0  # seconds from its first byte, or from the beginning of the connection
 KEEP_ALIVE = 15  # seconds that a connection may be quiet after an answer
-MAX_HEAD = 64 << 10  # bytes
+LINGER = 1.0  # seconds that a client may go on sending after its answer
 
 
 class Connection(H11Protocol):
@@ -38,7 +39,7 @@ class Connection(H11Protocol):
         return self.cycle  # None before the first one, which its type does not say
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _Lingering(transport, self._read_all)))
         self.made = True
         self._watch()
 
@@ -50,7 +51,7 @@ class Connection(H11Protocol):
         self._lost(self)
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():  # it was refused: h11 takes nothing more
+        if self.transport.is_closing():  # h11 takes nothing more
             return
         super().data_received(data)
         self._watch()
@@ -74,6 +75,8 @@ class Connection(H11Protocol):
 
     def _watch(self) -> None:
         """The clock runs while a head, or the rest of a body that nobody wants, is coming: bytes that trickle in do not stop it."""
+        if self.transport.is_closing():
+            return
         if not self.idle:
             if self._head:
                 self._head.cancel()
@@ -90,3 +93,31 @@ class Connection(H11Protocol):
         if request is None or not request.response_started or self.conn.our_state is h11.IDLE:
             self.transport.write(refusal(status, detail))
         self.transport.close()
+
+    def _read_all(self) -> bool:
+        return self.conn.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+
+
+class _Lingering:
+    """A transport whose close() waits for the client to be done: one that is closed on unread bytes takes the answer with it (RST)."""
+
+    def __init__(self, transport: asyncio.Transport, read_all: Callable[[], bool]) -> None:
+        self._transport = transport
+        self._read_all = read_all
+        self._lingers = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._lingers or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.is_closing():
+            return
+        if self._read_all() or not self._transport.can_write_eof():  # over TLS a goodbye does the same
+            return self._transport.close()
+        self._lingers = True
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        asyncio.get_running_loop().call_later(LINGER, self._transport.close)

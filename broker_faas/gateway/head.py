@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 MAX_FIELDS = 100
+MAX_HEAD = 64 << 10  # bytes
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _SINGLE = {b"host", b"authorization", b"content-type", b"content-encoding", b"content-length", b"transfer-encoding", b"idempotency-key"}
 
@@ -17,6 +18,8 @@ def check_head(version: str, headers: Sequence[tuple[bytes, bytes]]) -> tuple[in
         return 505, "Only HTTP/1.1 is spoken here."
     if len(headers) > MAX_FIELDS:
         return 431, f"The request has {len(headers)} header fields; at most {MAX_FIELDS} are taken."
+    if sum(len(name) + len(value) for name, value in headers) > MAX_HEAD:
+        return 431, f"The header fields have more than {MAX_HEAD:,} bytes."
     counts = Counter(name for name, _ in headers)
     for name, count in counts.items():
         if count > 1 and (name in _SINGLE or name.startswith((b"ce-", b"webhook-"))):

@@ -18,7 +18,8 @@ from ..config import Config
 from ..errors import ConfigError
 from ..options import loopback
 from .app import PATIENCE, Store, application
-from .connection import KEEP_ALIVE, MAX_HEAD, Connection
+from .connection import KEEP_ALIVE, Connection
+from .head import MAX_HEAD
 from .keys import KeyFile, Keys
 from .problem import refusal
 
