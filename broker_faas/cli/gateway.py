@@ -9,6 +9,7 @@ import click
 
 from . import logs, process
 from .connection import Place, find, url_option
+from .exit import Failed
 
 
 @click.command()
@@ -45,4 +46,7 @@ async def _work(place: Place) -> None:
     async with AsyncExitStack() as stack:
         bus = await service.patiently(lambda: stack.enter_async_context(place.open(manage=True)))
         server = await stack.enter_async_context(open_gateway(config, bus))
-        await service.run(server.run, process.closed(bus), process.supervised(server.ready), grace=longest(config))
+        try:
+            await service.run(server.run, process.closed(bus), process.supervised(server.ready), grace=longest(config))
+        except service.Aborted:
+            raise Failed("stopped at once; clients whose requests were cut off have to send them again.") from None

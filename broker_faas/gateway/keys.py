@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import hmac
+import logging
 import os
 import re
 import secrets
@@ -21,6 +22,8 @@ import msgspec
 
 from ..errors import ConfigError
 from ..topics import check_pattern, matches
+
+log = logging.getLogger(__name__)
 
 PREFIX = "faas_"  # what a scanner for leaked secrets looks for
 LARGEST = 4 << 20  # bytes of the file
@@ -137,6 +140,7 @@ class Keys:
         self._file = file
         self._keys: list[Key] | None = None
         self._seen: tuple[int, ...] | None = None  # what stat() says of the file that was read
+        self._problem = ""  # that was logged
 
     @property
     def wanted(self) -> bool:
@@ -165,7 +169,15 @@ class Keys:
         if self._keys is not None:
             self._keys = []  # until the new file is read: what cannot be used lets nobody in
         self._seen = None
-        if (keys := self._file.read()) is not None:
+        try:
+            keys = self._file.read()
+        except ConfigError as error:
+            if self._problem != str(error):  # once, however many requests come
+                self._problem = str(error)
+                log.error("the keys cannot be used: nobody may publish", extra={"why": self._problem})
+            raise
+        self._problem = ""
+        if keys is not None:
             self._keys, self._seen = keys, seen
 
 

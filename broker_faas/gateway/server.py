@@ -87,6 +87,11 @@ class Server:
     def connections(self) -> int:
         return len(self._held)
 
+    @property
+    def in_hand(self) -> int:
+        """Requests that are not answered."""
+        return sum(not connection.idle for connection in self._held)
+
     async def run(self, stop: asyncio.Event) -> None:
         """A service: after `stop` nobody is accepted, and requests in hand are answered. Cancelled: they are cut off."""
         async with asyncio.TaskGroup() as self._tasks:
@@ -137,6 +142,8 @@ class Server:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock, ssl=self._tls, **times)
         except OSError:  # it went away, or speaks no TLS
             pass
+        except Exception:  # nothing that a stranger does may end the others
+            log.exception("a connection could not be made: a bug of ours")
         finally:
             if not connection.made:
                 sock.close()

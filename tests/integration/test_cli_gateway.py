@@ -6,7 +6,9 @@ import asyncio
 import json
 import signal
 import socket
+import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -85,6 +87,7 @@ async def test_a_second_signal_stops_at_once(faas: Faas, bus_url: str) -> None:
 
     assert 1 == code
     assert b" 200 " not in rest
+    assert "clients whose requests were cut off have to send them again" in process.said
     assert "Traceback" not in process.said
     assert [] == await stored(bus_url)
 
@@ -126,6 +129,13 @@ def test_a_port_that_is_taken_is_said(faas: Faas) -> None:
 
     assert 78 == code
     assert f"cannot listen at 127.0.0.1, port {port}: Address already in use" in process.said
+
+
+def test_what_is_not_installed_is_said(faas: Faas) -> None:
+    with patch.dict(sys.modules, {"uvicorn": None}):
+        said = faas("gateway", code=78).stderr
+
+    assert "the gateway needs uvicorn, which is not installed: pip install 'broker-faas[http]'" in said
 
 
 def test_keys_are_listed_without_their_secrets(faas: Faas) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from broker_faas.codec import BATCH
 from broker_faas.errors import ConfigError
 from broker_faas.gateway import app, connection
 from broker_faas.layout import MAX_RECORD
@@ -95,7 +96,7 @@ async def test_a_body_that_ends_early_is_not_stored(bus_url: str, tmp_path: Path
             _, writer = await http.connect()
             writer.write(HEAD + framing)
             await writer.drain()
-            await eventually(lambda: any(not one.idle for one in http.server._held))
+            await eventually(lambda: http.server.in_hand)
             await closed(writer)
             await eventually(lambda: not http.server.connections)
 
@@ -199,7 +200,7 @@ async def test_when_all_connections_have_a_request_in_hand_one_more_is_503(bus_u
         slow = [await http.connect() for _ in range(3)]
         for _, writer in slow:
             writer.write(HEAD + b"Content-Length: 100\r\n\r\nx")
-        await eventually(lambda: sum(not one.idle for one in http.server._held) == 3)
+        await eventually(lambda: http.server.in_hand == 3)
         refused = parsed(await http.raw(b""))
         for _, writer in slow:
             await closed(writer)
@@ -219,7 +220,7 @@ async def test_too_many_requests_in_hand_are_429(bus_url: str, tmp_path: Path, m
         slow = [await http.connect() for _ in range(2)]
         for _, writer in slow:
             writer.write(HEAD + b"Content-Length: 2\r\n\r\n{")
-        await eventually(lambda: sum(not one.idle for one in http.server._held) == 2)
+        await eventually(lambda: http.server.in_hand == 2)
         refused = await http.post("t", headers=EVENT | {"ce-id": "2"})
         for _, writer in slow:
             await closed(writer)
@@ -239,6 +240,20 @@ async def test_too_many_bytes_in_hand_are_429(bus_url: str, tmp_path: Path, monk
         both[reads.index(waiting)][1].write(b"x")
 
         assert [429, 200] == [parsed(await said).status for said in (refused, waiting)]
+
+
+async def test_a_large_batch_keeps_nobody_waiting(bus_url: str, tmp_path: Path) -> None:
+    items = (b'{"specversion":"1.0","id":"%d","source":"s","type":"t"}' % n for n in range(15_000))
+    async with gateway(tmp_path, bus_url) as http, asyncio.TaskGroup() as tasks:
+        batch = tasks.create_task(http.post("t", b"[" + b",".join(items) + b"]", {"content-type": BATCH}))
+        await eventually(lambda: http.server.in_hand)
+        others = 0
+        while not batch.done():
+            assert 200 == (await http.ask("GET", "/livez")).status
+            others += 1
+
+    assert (200, 15_000) == (batch.result().status, batch.result().json["events"])
+    assert others > 5
 
 
 def test_the_largest_event_fits_by_default(tmp_path: Path) -> None:
@@ -311,5 +326,5 @@ async def test_a_drain_answers_what_is_in_hand_and_accepts_nobody(bus_url: str, 
 async def _begun(http: Gateway) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await http.connect()
     writer.write(HEAD + b"Content-Length: 2\r\n\r\n{")
-    await eventually(lambda: any(not one.idle for one in http.server._held))
+    await eventually(lambda: http.server.in_hand)
     return reader, writer
