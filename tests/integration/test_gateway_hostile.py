@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import resource
 import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -119,6 +121,47 @@ async def test_requests_in_one_write_are_answered_in_their_order(bus_url: str, t
 
     assert 21 == said.count(b"HTTP/1.1 200 OK")
     assert [*(f"{n}" for n in range(20)), "victim"] == [one.headers["ce-id"] for one in await stored(bus_url)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_random_damage_ends_no_more_than_its_connection(
+    seed: int, bus_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    random = Random(seed)
+    pieces = [b"\r\n", b"\n", b"\0", b"\xff", b" ", b":", b"%00", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"]
+    pieces += [b"Expect: 100-continue\r\n", b"Connection: Upgrade\r\nUpgrade: h2c\r\n", b"HTTP/1.0", b"\r\n\r\n", b"ce-id: 2\r\n"]
+    whole = [VICTIM, HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"]
+
+    def damaged() -> bytes:
+        data = bytearray(b"".join(random.choices(whole, k=random.randint(1, 3))))
+        for _ in range(random.randint(1, 5)):
+            at = random.randrange(len(data))
+            data[at : at + random.choice((0, 1, 30))] = random.choice(pieces)
+        return bytes(data)
+
+    async with gateway(tmp_path, bus_url) as http:
+        for _ in range(10):
+            for data in [damaged() for _ in range(20)]:
+                _, writer = await http.connect()
+                writer.write(data)
+                writer.write_eof()
+            await http.close()
+        await eventually(lambda: not http.server.connections, timeout=30)
+
+        assert 200 == (await http.post("t", headers=EVENT | {"ce-id": "last"})).status
+    assert [] == [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_a_bug_of_ours_is_500_and_in_the_log(
+    bus_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "records_of", None)
+    async with gateway(tmp_path, bus_url) as http:
+        answer = await http.post("t")
+
+    assert 500 == answer.status
+    assert "may or may not be stored" in answer.json["detail"]
+    assert ["a request failed: a bug of ours"] == [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 # --- time, room ---------------------------------------------------------------------------------------------
