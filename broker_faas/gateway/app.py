@@ -199,9 +199,9 @@ def records_of(topic: str, events: Sequence[CloudEvent], key: str | None) -> lis
     records = [event_record(topic, event) for event in events]
     if key is None:
         return records
-    keys = [key] if len(events) == 1 else [f"{key}.{n}" for n in range(len(events))]
-    pairs = zip(records, events, keys, strict=True)
-    return [record._replace(msg_id=key_hash(topic, event.source, each)) for record, event, each in pairs]
+    several = len(events) > 1
+    ids = [key_hash(topic, event.source, key, *([str(n)] if several else ())) for n, event in enumerate(events)]
+    return [record._replace(msg_id=id) for record, id in zip(records, ids, strict=True)]
 
 
 def _idempotency_key(headers: Mapping[str, str]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 import h11
@@ -118,6 +119,8 @@ class _Lingering:
         if self._read_all() or not self._transport.can_write_eof():  # over TLS a goodbye does the same
             return self._transport.close()
         self._lingers = True
-        self._transport.write_eof()
         self._transport.resume_reading()
         asyncio.get_running_loop().call_later(LINGER, self._transport.close)
+        if not self._transport.get_write_buffer_size():
+            with suppress(OSError):  # it is gone already
+                self._transport.write_eof()

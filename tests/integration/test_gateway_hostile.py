@@ -6,11 +6,15 @@ import asyncio
 import logging
 import re
 import resource
+import select
+import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -208,6 +212,21 @@ async def test_the_rest_of_a_refused_body_does_not_last(bus_url: str, tmp_path: 
     assert 413 == parsed(said).status
 
 
+async def test_a_client_that_sends_all_before_it_reads_hears_why_it_is_refused(bus_url: str, tmp_path: Path) -> None:
+    def ask(port: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
+            plain.sendall(HEAD + b"Connection: close\r\nContent-Length: 3000000\r\n\r\n")
+            select.select([plain], [], [], 20)  # the answer is there, and this client does not look
+            for _ in range(30):
+                plain.sendall(b"x" * 100_000)
+            return plain.recv(1 << 16)
+
+    async with gateway(tmp_path, bus_url) as http:
+        said = await asyncio.to_thread(ask, http.port)
+
+    assert 413 == parsed(said).status
+
+
 @pytest.fixture
 def many_descriptors() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -285,18 +304,29 @@ async def test_too_many_bytes_in_hand_are_429(bus_url: str, tmp_path: Path, monk
         assert [429, 200] == [parsed(await said).status for said in (refused, waiting)]
 
 
-async def test_a_large_batch_keeps_nobody_waiting(bus_url: str, tmp_path: Path) -> None:
-    items = (b'{"specversion":"1.0","id":"%d","source":"s","type":"t"}' % n for n in range(15_000))
-    async with gateway(tmp_path, bus_url) as http, asyncio.TaskGroup() as tasks:
-        batch = tasks.create_task(http.post("t", b"[" + b",".join(items) + b"]", {"content-type": BATCH}))
-        await eventually(lambda: http.server.in_hand)
-        others = 0
-        while not batch.done():
-            assert 200 == (await http.ask("GET", "/livez")).status
-            others += 1
+async def test_a_batch_that_takes_long_to_read_keeps_nobody_waiting(bus_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, read = threading.Event(), app.events_of
 
-    assert (200, 15_000) == (batch.result().status, batch.result().json["events"])
-    assert others > 5
+    def slowly(*args: Any) -> Any:
+        assert go_on.wait(20)
+        return read(*args)
+
+    monkeypatch.setattr(app, "events_of", slowly)
+    async with gateway(tmp_path, bus_url) as http, asyncio.TaskGroup() as tasks:
+        batch = tasks.create_task(http.post("t", b"[]", {"content-type": BATCH}))
+        await eventually(lambda: http.server.in_hand)
+        other = await http.ask("GET", "/livez")
+        go_on.set()
+
+    assert [200, 200] == [other.status, batch.result().status]
+
+
+async def test_fifteen_thousand_events_in_one_batch_are_stored(bus_url: str, tmp_path: Path) -> None:
+    items = (b'{"specversion":"1.0","id":"%d","source":"s","type":"t"}' % n for n in range(15_000))
+    async with gateway(tmp_path, bus_url) as http:
+        answer = await http.post("t", b"[" + b",".join(items) + b"]", {"content-type": BATCH})
+
+    assert (200, 15_000, 0) == (answer.status, answer.json["events"], answer.json["duplicates"])
 
 
 def test_the_largest_event_fits_by_default(tmp_path: Path) -> None:
