@@ -78,29 +78,58 @@ async def redis(folder: Path) -> AsyncIterator[Server]:
         yield Server(f"redis://127.0.0.1:{port}/0", process.pid, "append-only file, fsync every second")
 
 
-@asynccontextmanager
-async def rabbitmq(folder: Path) -> AsyncIterator[Server]:
+@dataclass(frozen=True)
+class Rabbit:
+    """One node with its files and ports: started again, it has what it had."""
+
+    folder: Path
+    port: int
+    dist: int
+    epmd: int
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return os.environ | {
+            "HOME": str(self.folder),
+            "RABBITMQ_NODENAME": f"bench{self.port}@localhost",
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "log.d"),
+            "RABBITMQ_DIST_PORT": str(self.dist),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self.epmd),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none",
+        }
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.subprocess.Process]:
+        log = self.folder / "log"
+        async with _ending_epmd(self.environ), procs.running(RABBITMQ, self.environ, log, patience=1.0) as process:
+            await _listening(self.port, log, 90)
+            yield process
+
+
+def rabbit(folder: Path) -> Rabbit:
+    """A node of its own, not yet started. Raises Unavailable."""
     if not RABBITMQ:
         raise Unavailable("RabbitMQ is not installed; on Debian: apt-get install --no-install-recommends rabbitmq-server")
-    port, dist = _free_port(), _free_port()
+    made = Rabbit(folder, _free_port(), _free_port(), _free_port())
     folder.mkdir(parents=True)
-    (folder / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{port}\nloopback_users.guest = true\n")
+    (folder / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{made.port}\nloopback_users.guest = true\n")
     (folder / "plugins").write_text("[].\n")
-    environ = os.environ | {
-        "HOME": str(folder),
-        "RABBITMQ_NODENAME": f"bench{port}@localhost",
-        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq"),
-        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
-        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
-        "RABBITMQ_LOG_BASE": str(folder / "log.d"),
-        "RABBITMQ_DIST_PORT": str(dist),
-        "ERL_EPMD_ADDRESS": "127.0.0.1",
-        "ERL_EPMD_PORT": str(_free_port()),
-        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none",
-    }
-    async with _ending_epmd(environ), procs.running(RABBITMQ, environ, folder / "log", patience=1.0) as process:
-        await _listening(port, folder / "log", 90)
-        yield Server(f"amqp://guest:guest@127.0.0.1:{port}/%2F", process.pid, "durable queue, persistent messages; fsync when idle")
+    return made
+
+
+@asynccontextmanager
+async def rabbitmq(folder: Path) -> AsyncIterator[Server]:
+    made = rabbit(folder)
+    async with made.running() as process:
+        yield Server(made.url, process.pid, "durable queue, persistent messages; fsync when idle")
 
 
 @asynccontextmanager

@@ -54,7 +54,9 @@ def to_amqp(event: CloudEvent, structured: bool = False) -> tuple[dict[str, str]
         return {}, STRUCTURED, to_json(event)
     headers = {f"ce-{name}": value for name, value in event.attributes.items() if name != "datacontenttype"}
     if long := next((name for name in headers if len(name) > _LONGEST), None):
-        raise EventInvalid(f"attribute {long[3:60]!r}… has a name of {len(long) - 3} characters; an AMQP header has room for {_LONGEST - 3}")
+        raise EventInvalid(
+            f"attribute {long[3:60]!r}… has a name of {len(long) - 3} characters; an AMQP header has room for {_LONGEST - 3}"
+        )
     return headers, event.datacontenttype, event.data or b""
 
 

@@ -18,6 +18,8 @@ from broker_faas.errors import ConfigError
 
 from . import kafka_server
 from .helpers import OwnNats
+from .rabbitmq_server import own_rabbitmq as own_rabbitmq
+from .rabbitmq_server import rabbitmq as rabbitmq
 
 ACCOUNTS = 100
 

@@ -36,7 +36,7 @@ def test_an_event_survives_a_message(made: CloudEvent, structured: bool) -> None
 def test_four_spellings_are_read(prefix: str) -> None:
     read = from_amqp(headers(prefix, subject="é 100%41"), "text/plain", b"x")
 
-    assert read == CloudEvent(**CORE, subject="é 100%41", datacontenttype="text/plain", data=b"x")  # type: ignore[arg-type]
+    assert read == CloudEvent(**CORE, subject="é 100%41", datacontenttype="text/plain", data=b"x")
 
 
 def test_headers_are_written_with_a_dash_and_nothing_is_percent_encoded() -> None:
@@ -105,14 +105,14 @@ def test_what_says_it_is_an_event_and_breaks_a_rule_is_refused() -> None:
         from_amqp(headers(**{"a b": "x"}), None, b"")
     with pytest.raises(EventInvalid, match="given twice"):
         from_amqp(headers() | {"cloudEvents:id": "2"}, None, b"")
-    with pytest.raises(EventInvalid, match="only '1.0'"):
+    with pytest.raises(EventInvalid, match=r"only '1\.0'"):
         from_amqp(headers(specversion=2), None, b"")
 
 
 def test_the_same_attribute_in_two_spellings_is_read_once() -> None:
-    assert from_amqp(headers("ce-") | headers("cloudEvents_"), None, b"") == CloudEvent(**CORE)  # type: ignore[arg-type]
+    assert from_amqp(headers("ce-") | headers("cloudEvents_"), None, b"") == CloudEvent(**CORE)
 
 
 def test_a_name_that_no_header_has_room_for_is_refused() -> None:
     with pytest.raises(EventInvalid, match="has room for 252"):
-        to_amqp(CloudEvent(**CORE, **{"a" * 253: "x"}))  # type: ignore[arg-type]
+        to_amqp(CloudEvent(**CORE, **{"a" * 253: "x"}))

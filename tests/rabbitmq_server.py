@@ -1,0 +1,112 @@
+"""A real RabbitMQ for tests: Debian's, as a process of its own; and the smallest client that fills its queues."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import aiormq
+import pytest
+import pytest_asyncio
+from aiormq.abc import AbstractChannel
+from pamqp.commands import Basic
+
+from benchmarks import procs, servers
+
+KINDS = {"classic": {}, "quorum": {"x-queue-type": "quorum"}, "stream": {"x-queue-type": "stream"}}
+
+
+class Rabbit:
+    """node: None for a server that others have started (AMQP_URL)."""
+
+    def __init__(self, url: str, node: servers.Rabbit | None = None) -> None:
+        self.url, self.node = url, node
+        self._open = AsyncExitStack()
+        self._process: asyncio.subprocess.Process
+
+    async def start(self) -> None:
+        assert self.node is not None
+        self._process = await self._open.enter_async_context(self.node.running())
+
+    async def stop(self) -> None:
+        await self._open.aclose()
+
+    async def kill(self) -> None:
+        """SIGKILL of all its processes; start() brings it back on the same folder and port."""
+        for pid in procs.tree(self._process.pid):
+            os.kill(pid, signal.SIGKILL)
+        await self._process.wait()
+        await self.stop()
+
+    async def ctl(self, *arguments: str) -> None:
+        """rabbitmqctl."""
+        if self.node is None:
+            pytest.skip("NOT TESTED: needs a RabbitMQ that the test has started itself, not AMQP_URL")
+        [binary] = glob("/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmqctl")
+        await procs.finished([binary, *arguments], self.node.environ, self.node.folder / "ctl.log", seconds=60)
+
+    @asynccontextmanager
+    async def channel(self) -> AsyncIterator[AbstractChannel]:
+        connection = await aiormq.connect(self.url)
+        try:
+            yield await connection.channel()
+        finally:
+            await connection.close()
+
+    async def declare(self, *queues: str, kind: str = "classic") -> None:
+        async with self.channel() as channel:
+            for queue in queues:
+                await channel.queue_delete(queue)
+                await channel.queue_declare(queue, durable=True, arguments=dict(KINDS[kind]))
+
+    async def send(self, queue: str, bodies: Iterable[bytes], properties: Basic.Properties | None = None) -> None:
+        """Returns when all are confirmed, in the order of `bodies`."""
+        async with self.channel() as channel:
+            options: dict[str, Any] = {"routing_key": queue, "properties": properties or Basic.Properties(delivery_mode=2)}
+            await asyncio.gather(*(channel.basic_publish(body, **options) for body in bodies))
+
+    async def ready(self, queue: str) -> int:
+        """Messages that nobody holds."""
+        async with self.channel() as channel:
+            return (await channel.queue_declare(queue, passive=True)).message_count or 0
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rabbit]:
+    """The server that all tests share. Do not stop it: take `own_rabbitmq`. AMQP_URL: one that runs already."""
+    if url := os.environ.get("AMQP_URL"):
+        yield Rabbit(url)
+        return
+    made = _node(tmp_path_factory.mktemp("rabbitmq") / "node")
+    try:
+        await made.start()
+        yield made
+    finally:
+        await made.stop()
+
+
+@pytest_asyncio.fixture
+async def own_rabbitmq(tmp_path: Path) -> AsyncIterator[Rabbit]:
+    """A started one, to break."""
+    made = _node(tmp_path / "own-rabbitmq")
+    try:
+        await made.start()
+        yield made
+    finally:
+        await made.stop()
+
+
+def _node(folder: Path) -> Rabbit:
+    try:
+        node = servers.rabbit(folder)
+    except servers.Unavailable as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(f"NO REAL SERVER, NOT TESTED: {error}")
+    return Rabbit(node.url, node)
