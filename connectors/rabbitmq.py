@@ -534,6 +534,8 @@ def told(error: Exception) -> SourceError:
             return SourceRefused(text)
         case amqp.ProbableAuthenticationError() | amqp.AuthenticationError() | amqp.ConnectionNotAllowed():
             return SourceRefused(text)
+        case amqp.InvalidFrameError() if "OpenOk" in text:  # a close, whose reason aiormq does not tell
+            return SourceRefused("there is no such vhost, or this login may not use it")
         case _ if isinstance(cause, ssl.SSLCertVerificationError):
             return SourceRefused(f"the server's certificate is not trusted: {text}")
     return SourceUnavailable(text)  # also a queue whose node is down, which is said with 404, too
