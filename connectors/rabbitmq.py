@@ -111,7 +111,7 @@ class RabbitmqConnector:
             yield session
 
     async def peek(self, source: str, n: int) -> list[tuple[str, CloudEvent | Refused]]:
-        """Gets and returns them, in their places; they are marked as redelivered then, and a quorum queue counts it as a delivery.
+        """Takes them and leaves, which puts them back in their places; they are marked as redelivered then, and a quorum queue counts it as a delivery.
 
         Of a stream: from `offset`, what comes within a second of the one before.
         """
@@ -133,12 +133,9 @@ class RabbitmqConnector:
                 for name in self.names:
                     async with asyncio.timeout(CALL):
                         channel = await connection.channel(publisher_confirms=False)
-                        last = 0
                         while len(found) < n and (message := await channel.basic_get(name)).delivery_tag is not None:
-                            last = message.delivery_tag
                             found.append((name, translated(self, source, _read(name, "peek", message), None)))
-                        if last:
-                            await channel.basic_nack(last, multiple=True, requeue=True)
+                        # Not a nack: a quorum queue without a delivery limit would put them at its end.
                         await channel.close()
         return found
 
