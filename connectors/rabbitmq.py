@@ -1,6 +1,6 @@
 """RabbitMQ queues, classic, quorum and stream: a consumer a queue, acknowledged behind what is stored.
 
-On aiormq rather than aio-pika, which wraps it: 60 instead of 90 µs a message, and its reconnecting layer, which gives old delivery tags a
+On aiormq rather than aio-pika, which wraps it: 60 µs a message instead of 90, and the reconnecting layer, which gives old delivery tags a
 new meaning, is not wanted here: a lost connection ends the session, and the pump opens another one. Nothing is declared but passively.
 """
 
@@ -111,9 +111,10 @@ class RabbitmqConnector:
             yield session
 
     async def peek(self, source: str, n: int) -> list[tuple[str, CloudEvent | Refused]]:
-        """Takes them and leaves, which puts them back in their places; they are marked as redelivered then, and a quorum queue counts it as a delivery.
+        """Takes them and leaves, which puts them back in their places.
 
-        Of a stream: from `offset`, what comes within a second of the one before.
+        They are marked as redelivered then, and a quorum queue counts a delivery. Of a stream: from `offset`, what comes within a second
+        of the one before.
         """
         found: list[tuple[str, CloudEvent | Refused]] = []
         gate = asyncio.Event()
@@ -168,7 +169,7 @@ class _Session:
         if stored is not None:
             self._offsets[name] = int(stored)
         # A stream takes no x-priority, and nothing else takes an offset: who says the wrong one is told before a message is read.
-        begin = {"x-priority": 0}
+        begin: dict[str, Any] = {"x-priority": 0}
         if how.offset is not None:
             begin = {"x-stream-offset": _offset(how.offset) if stored is None else int(stored) + 1}
         with _told():

@@ -243,7 +243,7 @@ async def test_no_header_table_stops_the_queue(rabbitmq: Rabbit, bus: Reader, ki
         except Exception:  # the broker itself does not take it
             continue
         sent += 1
-    assert sent >= 5
+    assert sent >= len(UNREADABLE)  # each of which ends the connection of an aiormq that reads them itself
     await rabbitmq.send("q.hostile", [b"", b"end"])
     async with pumping(made(rabbitmq, "q.hostile", dedupe="content", offset="first" if kind == "stream" else None), bus) as pump:
         await eventually(lambda: pump.status.read == sent + 2, PATIENCE)
