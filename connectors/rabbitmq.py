@@ -196,10 +196,10 @@ class _Session:
             self._full.set()
 
     def _fail(self, what: str, closed: AbstractChannel | AbstractConnection | None = None) -> None:
-        error = None
+        why = ""
         if closed is not None and not closed.closing.cancelled():
-            error = closed.closing.exception()
-        self._failure = self._failure or SourceUnavailable(f"{what}: {masked(str(error))}" if error else what)
+            why = masked(str(closed.closing.exception() or ""))
+        self._failure = self._failure or SourceUnavailable(f"{what}: {why}" if why else what)
         self._news.set()
         self._full.set()
 
@@ -208,7 +208,10 @@ class _Session:
             yield await self.gathered()
 
     async def gathered(self) -> Batch:
-        """The next batch. What is here when the connection is lost is not given: it comes again."""
+        """The next batch; without parts if all of it is stored already.
+
+        What is here when the connection is lost is not given: it comes again.
+        """
         await self._news.wait()
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER):
@@ -475,7 +478,10 @@ class _Frames:
         head = await self._reader.readexactly(7)
         if head.startswith(b"AMQP"):  # the server speaks another version, and says which
             return head + await self._reader.readexactly(1)
-        payload = (await self._reader.readexactly(int.from_bytes(head[3:7]) + 1))[:-1]
+        size = int.from_bytes(head[3:7])
+        if size > HELD:
+            raise ConnectionError(f"the broker announces a frame of {size:,} bytes")
+        payload = (await self._reader.readexactly(size + 1))[:-1]
         match head[0]:
             case 1 if payload[:4] in (b"\0\x3c\0\x3c", b"\0\x3c\0\x47"):  # basic.deliver, basic.get-ok
                 payload = _readable(payload)
