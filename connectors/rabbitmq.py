@@ -7,21 +7,19 @@ new meaning, is not wanted here: a lost connection ends the session, and the pum
 from __future__ import annotations
 
 import asyncio
-import re
-import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
-from ..amqp_binding import from_amqp
 from ..attributes import instant
 from ..errors import EventInvalid, SourceError, SourceRefused, SourceUnavailable
 from ..event import CloudEvent
 from ..options import _loopback, masked
+from .amqp.connection import connected, source_errors
+from .amqp.messages import Read, read, translated
 from .pump import Batch, Positions, Refused
 
 if TYPE_CHECKING:
@@ -29,11 +27,7 @@ if TYPE_CHECKING:
 
 LINGER = 0.02  # seconds that a batch waits to be filled: without it batches have some 50 messages, and rates fall by a fifth
 HELD = 16 << 20  # bytes that may be held unacknowledged; beyond, nothing is read from the socket
-CONNECT, CALL, CLOSE = 10.0, 10.0, 3.0  # seconds
-HEARTBEAT = 15  # seconds; a connection that is silent for three of them is lost
-
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_DELIVERY = {"x-delivery-count", "x-acquired-count", "x-stream-offset"}  # headers that the broker writes anew for each delivery
+CALL = 10.0  # seconds that the broker has for an answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +98,7 @@ class RabbitmqConnector:
     async def open(self, source: str, positions: Positions) -> AsyncIterator[_Session]:
         gate = asyncio.Event()
         gate.set()
-        async with _connected(self, source, gate) as connection:
+        async with connected(self, source, gate) as connection:
             session = _Session(self, source, connection, gate)
             for name in self.names:
                 await session.consume(name, None if self.offset is None else await positions(name))
@@ -119,7 +113,7 @@ class RabbitmqConnector:
         found: list[tuple[str, CloudEvent | Refused]] = []
         gate = asyncio.Event()
         gate.set()
-        async with _connected(self, source, gate) as connection:
+        async with connected(self, source, gate) as connection:
             if self.offset is not None:
                 session = _Session(self, source, connection, gate)
                 for name in self.names:
@@ -130,12 +124,12 @@ class RabbitmqConnector:
                             batch = await session.gathered()
                         found += [(name, item) for name, items in batch.parts for item in items]
                 return found[:n]
-            with _told():
+            with source_errors():
                 for name in self.names:
                     async with asyncio.timeout(CALL):
                         channel = await connection.channel(publisher_confirms=False)
                         while len(found) < n and (message := await channel.basic_get(name)).delivery_tag is not None:
-                            found.append((name, translated(self, source, _read(name, "peek", message), None)))
+                            found.append((name, translated(self, source, read(name, "peek", message), None)))
                         # Not a nack: a quorum queue without a delivery limit would put them at its end.
                         await channel.close()
         return found
@@ -155,7 +149,7 @@ class _Session:
     def __init__(self, how: RabbitmqConnector, source: str, connection: AbstractConnection, gate: asyncio.Event) -> None:
         self._how, self._source, self._connection, self._gate = how, source, connection, gate
         self._batch = min(how.batch, how.prefetch)
-        self._buffer: deque[tuple[AbstractChannel, _Read]] = deque()
+        self._buffer: deque[tuple[AbstractChannel, Read]] = deque()
         self._news, self._full = asyncio.Event(), asyncio.Event()
         self._failure: SourceError | None = None
         self._tags: dict[AbstractChannel, int] = {}  # a tag means something on its channel only
@@ -172,7 +166,7 @@ class _Session:
         begin: dict[str, Any] = {"x-priority": 0}
         if how.offset is not None:
             begin = {"x-stream-offset": _offset(how.offset) if stored is None else int(stored) + 1}
-        with _told():
+        with source_errors():
             async with asyncio.timeout(CALL):
                 channel = await self._connection.channel(publisher_confirms=False)
                 channel.closing.add_done_callback(lambda _: self._fail("the channel was closed", channel))
@@ -182,13 +176,13 @@ class _Session:
                 await channel.basic_qos(prefetch_count=how.prefetch)
 
                 async def take(message: DeliveredMessage) -> None:
-                    self._take(channel, _read(name, str(message.consumer_tag), message))
+                    self._take(channel, read(name, str(message.consumer_tag), message))
 
                 await channel.basic_consume(name, take, arguments=begin)
 
-    def _take(self, channel: AbstractChannel, read: _Read) -> None:
-        self._buffer.append((channel, read))
-        self._received += read.size
+    def _take(self, channel: AbstractChannel, got: Read) -> None:
+        self._buffer.append((channel, got))
+        self._received += got.size
         self._news.set()
         if self._received - self._done > HELD:
             self._gate.clear()
@@ -221,29 +215,29 @@ class _Session:
         parts: dict[str, list[CloudEvent | Refused]] = {}
         positions: dict[str, str] = {}
         for _ in range(min(self._batch, len(self._buffer))):
-            channel, read = self._buffer.popleft()
-            self._tags[channel] = read.tag
-            self._given += read.size
+            channel, got = self._buffer.popleft()
+            self._tags[channel] = got.tag
+            self._given += got.size
             offset = None
             if self._how.offset is not None:
-                offset = self._position(read)
-                if offset <= self._offsets.get(read.queue, -1):
+                offset = self._position(got)
+                if offset <= self._offsets.get(got.queue, -1):
                     continue
-                self._offsets[read.queue] = offset
-                positions[read.queue] = str(offset)
-            parts.setdefault(read.queue, []).append(translated(self._how, self._source, read, offset))
+                self._offsets[got.queue] = offset
+                positions[got.queue] = str(offset)
+            parts.setdefault(got.queue, []).append(translated(self._how, self._source, got, offset))
         if not self._buffer:
             self._news.clear()
         if len(self._buffer) < self._batch:
             self._full.clear()
         return Batch(list(parts.items()), _Token(dict(self._tags), self._given), positions)
 
-    def _position(self, read: _Read) -> int:
-        if isinstance(read.properties, str):  # the offset is in the table that cannot be read: it is this one or a later one
-            return self._offsets.get(read.queue, -1) + 1
-        offset = read.headers.get("x-stream-offset")
+    def _position(self, got: Read) -> int:
+        if isinstance(got.properties, str):  # the offset is in the table that cannot be read: it is this one or a later one
+            return self._offsets.get(got.queue, -1) + 1
+        offset = got.headers.get("x-stream-offset")
         if not isinstance(offset, int):
-            raise SourceRefused(f"queue {read.queue!r} gives no offsets: is it a stream?")
+            raise SourceRefused(f"queue {got.queue!r} gives no offsets: is it a stream?")
         return offset
 
     async def ack(self, token: object) -> None:
@@ -283,109 +277,6 @@ class _Session:
         return ready + here
 
 
-# --- what a message becomes ---------------------------------------------------------------------------------
-
-
-class _Read(NamedTuple):
-    """One delivery. consumer, tag: its address at the broker. properties: a str says why they cannot be read."""
-
-    queue: str
-    consumer: str
-    tag: int
-    redelivered: bool
-    routing_key: str
-    properties: Any
-    body: bytes
-    size: int
-
-    @property
-    def headers(self) -> Mapping[str, Any]:
-        return {} if isinstance(self.properties, str) else self.properties.headers or {}
-
-
-def _read(queue: str, consumer: str, message: DeliveredMessage) -> _Read:
-    from pamqp.header import ContentHeader
-
-    raw = bytes(message.header.properties.headers["p"])  # type: ignore[index, arg-type]
-    header = ContentHeader()
-    properties: Any
-    try:
-        header.unmarshal(raw)
-        properties = header.properties
-    except Exception as error:  # whatever a producer has put there
-        properties = f"its properties cannot be read: {error}"[:200]
-    size = len(message.body) + len(raw)
-    key, tag = message.routing_key or "", message.delivery_tag or 0
-    return _Read(queue, consumer, tag, bool(message.redelivered), key, properties, message.body, size)
-
-
-def translated(how: RabbitmqConnector, source: str, read: _Read, offset: int | None) -> CloudEvent | Refused:
-    """An event as it is, if the message is one; else one made of it. Pure. offset: in a stream."""
-    where = f"{read.queue}/{read.consumer}/{read.tag}" if offset is None else f"{read.queue}/{offset}"
-    if isinstance(read.properties, str):
-        return Refused(where, read.properties, {"routing-key": read.routing_key}, read.body)
-    try:
-        native = from_amqp(read.headers, read.properties.content_type, read.body)
-        return native or _made(how, source, read, where, offset)
-    except EventInvalid as error:
-        told = {name: _shown(value) for name, value in read.headers.items()}
-        for name, value in read.properties:
-            if value not in (None, "") and name != "headers":
-                told[name.replace("_", "-")] = _shown(value)
-        return Refused(where, str(error), told | {"routing-key": read.routing_key}, read.body)
-
-
-def _made(how: RabbitmqConnector, source: str, read: _Read, where: str, offset: int | None) -> CloudEvent:
-    properties, headers = read.properties, read.headers
-    extensions: dict[str, Any] = {
-        "correlationid": properties.correlation_id or None,
-        "partitionkey": (read.routing_key if how.key else _shown(headers.get(how.key_header, ""))) or None,
-    }
-    if offset is not None:
-        id = where
-    elif how.dedupe != "none" and properties.message_id:
-        id = properties.message_id
-    elif how.dedupe == "content":
-        id = _digest(read)
-    else:  # the address of this delivery: another delivery of the message is another event, and says so
-        id = where
-        extensions["redelivered"] = read.redelivered or None
-    if properties.message_id and id != properties.message_id:
-        extensions["messageid"] = properties.message_id
-    if (encoding := properties.content_encoding) and encoding.lower() not in ("identity", "utf-8", "utf8"):
-        extensions["contentencoding"] = encoding  # the bytes stay as they are: what they unpack to has no bound
-    if isinstance(count := headers.get("x-delivery-count"), int):
-        extensions["deliverycount"] = str(count)
-    if isinstance(trace := headers.get("traceparent"), str) and _TRACEPARENT.fullmatch(trace):
-        extensions["traceparent"] = trace
-        if isinstance(state := headers.get("tracestate"), str) and len(state) <= 512:
-            extensions["tracestate"] = state or None
-    return CloudEvent(
-        type=properties.message_type or how.event_type,
-        source=source,
-        id=id,
-        subject=read.routing_key or None,
-        time=properties.timestamp,
-        datacontenttype=properties.content_type or None,
-        data=read.body,
-        **extensions,
-    )
-
-
-def _digest(read: _Read) -> str:
-    """Of what a message is, without what the broker says of a delivery."""
-    headers = sorted((name, repr(value)) for name, value in read.headers.items() if name not in _DELIVERY)
-    hashed = blake2b(repr((read.queue, read.routing_key, read.properties.timestamp, headers)).encode("utf-8", "replace"), digest_size=16)
-    hashed.update(read.body)
-    return hashed.hexdigest()
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bytes | bytearray):
-        return value.decode("utf-8", "backslashreplace")
-    return value if isinstance(value, str) else repr(value)
-
-
 def _offset(offset: str | int | None) -> Any:
     """As a stream's consumer says it. Raises ValueError."""
     match offset:
@@ -397,149 +288,3 @@ def _offset(offset: str | int | None) -> Any:
             with suppress(EventInvalid):
                 return instant(offset)
     raise ValueError('offset must be "first", "last", "next", a whole number from 0 on, or a time like 2026-01-31T09:30:00Z')
-
-
-# --- the connection -----------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def _connected(how: RabbitmqConnector, source: str, gate: asyncio.Event) -> AsyncIterator[AbstractConnection]:
-    import aiormq
-
-    parts = urlsplit(how.url)
-    url = f"{how.url}{'' if parts.path else '/'}?heartbeat={HEARTBEAT}&name={quote(source, safe='')}"
-    with _told():
-        async with asyncio.timeout(CONNECT):
-            connection = aiormq.Connection(url, transport_factory=_transport(_tls(how), gate))
-            await connection.connect()
-    try:
-        yield connection
-    finally:
-        gate.set()
-        with suppress(Exception):
-            async with asyncio.timeout(CLOSE):
-                await connection.close()
-
-
-def _tls(how: RabbitmqConnector) -> ssl.SSLContext | None:
-    if urlsplit(how.url).scheme != "amqps":
-        return None
-    try:
-        context = ssl.create_default_context(cafile=how.ca or None)
-        if how.cert:
-            context.load_cert_chain(how.cert, how.cert_key)
-    except OSError as error:
-        raise SourceRefused(f"the files of ca, cert and cert_key cannot be read: {error}") from None
-    return context
-
-
-def _transport(tls: ssl.SSLContext | None, gate: asyncio.Event) -> Any:
-    from aiormq.connection import TransportFactory
-
-    class Transport(TransportFactory):
-        async def create(self, url: Any, **_: Any) -> tuple[Any, asyncio.StreamWriter]:
-            reader, writer = await asyncio.open_connection(url.host, url.port, ssl=tls)
-            return _Frames(reader, gate), writer
-
-    return Transport()
-
-
-class _Frames:
-    """A reader of whole frames, between the socket and aiormq.
-
-    A header table that its decoder does not like would end the connection, and the message would come again, for ever. So properties travel
-    through it unread, as one value of a table, and are read where an error is an error of one message.
-    gate: while it is closed nothing is read, and aiormq, which would believe the connection lost, is told of a heartbeat now and then.
-    """
-
-    def __init__(self, reader: asyncio.StreamReader, gate: asyncio.Event) -> None:
-        self._reader, self._gate = reader, gate
-        self._frame, self._at = b"", 0
-
-    def at_eof(self) -> bool:
-        return self._at == len(self._frame) and self._reader.at_eof()
-
-    async def read(self, n: int = -1) -> bytes:
-        return await self._reader.read(n)
-
-    async def readexactly(self, n: int) -> bytes:
-        if self._at == len(self._frame):
-            self._frame, self._at = await self._next(), 0
-        self._at += n
-        return self._frame[self._at - n : self._at]
-
-    async def _next(self) -> bytes:
-        if not self._gate.is_set():
-            try:
-                async with asyncio.timeout(HEARTBEAT):
-                    await self._gate.wait()
-            except TimeoutError:
-                return b"\x08\0\0\0\0\0\0\xce"
-        head = await self._reader.readexactly(7)
-        if head.startswith(b"AMQP"):  # the server speaks another version, and says which
-            return head + await self._reader.readexactly(1)
-        size = int.from_bytes(head[3:7])
-        if size > HELD:
-            raise ConnectionError(f"the broker announces a frame of {size:,} bytes")
-        payload = (await self._reader.readexactly(size + 1))[:-1]
-        match head[0]:
-            case 1 if payload[:4] in (b"\0\x3c\0\x3c", b"\0\x3c\0\x47"):  # basic.deliver, basic.get-ok
-                payload = _readable(payload)
-            case 2:
-                table = b"\1px" + len(payload).to_bytes(4) + payload
-                payload = payload[:12] + b"\x20\0" + len(table).to_bytes(4) + table
-        return head[:3] + len(payload).to_bytes(4) + payload + b"\xce"
-
-
-def _readable(method: bytes) -> bytes:
-    """A delivery, its exchange and routing key as UTF-8: AMQP has them as bytes."""
-    at = 13 if method[3] == 0x47 else 14 + method[4]  # behind the tag and the redelivered bit
-    exchange_end = at + 1 + method[at]
-    key_end = exchange_end + 1 + method[exchange_end]
-    names = [method[at + 1 : exchange_end], method[exchange_end + 1 : key_end]]
-    if all(name.isascii() for name in names):
-        return method
-    texts = [name.decode("utf-8", "backslashreplace").encode()[:255].decode("utf-8", "ignore").encode() for name in names]
-    return method[:at] + b"".join(len(text).to_bytes(1) + text for text in texts) + method[key_end:]
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """What aiormq raises, as a SourceError."""
-    try:
-        yield
-    except SourceError:
-        raise
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise SourceUnavailable("the connection was lost") from None  # aiormq cancels what waits for it
-    except Exception as error:
-        raise told(error) from None
-
-
-def told(error: Exception) -> SourceError:
-    """Whether it is worth coming again. Pure."""
-    from aiormq import exceptions as amqp
-
-    text = masked(str(error)) or type(error).__name__
-    cause = error.__cause__ or error
-    match error:
-        case amqp.ChannelNotFoundEntity() if "no queue" in text:
-            return SourceRefused(f"{text}: make the queue first; a connector makes none")
-        case amqp.ChannelAccessRefused() if "exclusive" in text:
-            return SourceUnavailable(f"{text}: another consumer has it for itself")
-        case amqp.ChannelPreconditionFailed() if "'x-priority'" in text:
-            return SourceRefused(f'{text}: it is a stream, which needs the option offset, like offset = "first"')
-        case amqp.ChannelPreconditionFailed() if "'x-stream-offset'" in text:
-            return SourceRefused(f"{text}: it is no stream, take the option offset away")
-        case amqp.ChannelAccessRefused() | amqp.ChannelLockedResource() | amqp.ChannelPreconditionFailed():
-            return SourceRefused(text)
-        case amqp.ProbableAuthenticationError() | amqp.AuthenticationError() | amqp.ConnectionNotAllowed():
-            return SourceRefused(text)
-        case amqp.InvalidFrameError() if "OpenOk" in text:  # a close, whose reason aiormq does not tell
-            return SourceRefused("there is no such vhost, or this login may not use it")
-        case _ if isinstance(cause, ssl.SSLCertVerificationError):
-            return SourceRefused(f"the server's certificate is not trusted: {text}")
-    return SourceUnavailable(text)  # also a queue whose node is down, which is said with 404, too

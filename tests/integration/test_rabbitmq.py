@@ -20,6 +20,7 @@ from broker_faas.buses.nats import NatsBus
 from broker_faas.buses.store import stored, subjects
 from broker_faas.connectors import pump as module
 from broker_faas.connectors import rabbitmq as driver
+from broker_faas.connectors.amqp import connection
 from broker_faas.connectors.pump import Batch, Pump, Refused, Route
 from broker_faas.connectors.rabbitmq import RabbitmqConnector
 from broker_faas.errors import SourceRefused, SourceUnavailable
@@ -257,7 +258,7 @@ async def test_no_header_table_stops_the_queue(rabbitmq: Rabbit, bus: Reader, ki
 
 async def test_routing_keys_need_not_be_utf8(rabbitmq: Rabbit, bus: Reader) -> None:
     key = b"\xff\xfe" + b"k" * 200
-    read = driver._readable(b"\0\x3c\0\x3c\3tag" + b"\xff" * 8 + b"\1" + b"\1x" + bytes([len(key)]) + key)
+    read = connection.readable(b"\0\x3c\0\x3c\3tag" + b"\xff" * 8 + b"\1" + b"\1x" + bytes([len(key)]) + key)
 
     assert read == b"\0\x3c\0\x3c\3tag" + b"\xff" * 8 + b"\1" + b"\1x" + bytes([208]) + b"\\xff\\xfe" + b"k" * 200
 
@@ -442,7 +443,7 @@ async def test_lag_is_what_is_not_acknowledged(rabbitmq: Rabbit) -> None:
 async def test_what_is_held_has_a_bound(rabbitmq: Rabbit, bus: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is read from the socket beyond it, and the connection lives: the reader is told of heartbeats."""
     monkeypatch.setattr(driver, "HELD", 1 << 20)
-    monkeypatch.setattr(driver, "HEARTBEAT", 1)
+    monkeypatch.setattr(connection, "HEARTBEAT", 1)
     await rabbitmq.declare("q.flood")
     await rabbitmq.send("q.flood", [b"%4d" % n + b"x" * 100_000 for n in range(200)])
     async with made(rabbitmq, "q.flood").open("/p/c", none) as source:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from aiormq import exceptions as amqp
 
-from broker_faas.connectors.rabbitmq import RabbitmqConnector, told
+from broker_faas.connectors.amqp.connection import told
+from broker_faas.connectors.rabbitmq import RabbitmqConnector
 from broker_faas.errors import SourceRefused, SourceUnavailable
 
 LOCAL = "amqp://guest:secret@127.0.0.1:5672"

@@ -1,0 +1,165 @@
+"""A connection to RabbitMQ, and what its errors mean. aiormq keeps it; what it reads passes through here first."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from ...errors import SourceError, SourceRefused, SourceUnavailable
+from ...options import masked
+
+if TYPE_CHECKING:
+    from aiormq.abc import AbstractConnection
+
+    from ..rabbitmq import RabbitmqConnector
+
+CONNECT, CLOSE = 10.0, 3.0  # seconds
+HEARTBEAT = 15  # seconds; a connection that is silent for three of them is lost
+MAX_FRAME = 16 << 20  # bytes
+
+
+@asynccontextmanager
+async def connected(how: RabbitmqConnector, source: str, gate: asyncio.Event) -> AsyncIterator[AbstractConnection]:
+    import aiormq
+
+    parts = urlsplit(how.url)
+    url = f"{how.url}{'' if parts.path else '/'}?heartbeat={HEARTBEAT}&name={quote(source, safe='')}"
+    with source_errors():
+        async with asyncio.timeout(CONNECT):
+            connection = aiormq.Connection(url, transport_factory=_transport(_tls(how), gate))
+            await connection.connect()
+    try:
+        yield connection
+    finally:
+        gate.set()
+        with suppress(Exception):
+            async with asyncio.timeout(CLOSE):
+                await connection.close()
+
+
+def _tls(how: RabbitmqConnector) -> ssl.SSLContext | None:
+    if urlsplit(how.url).scheme != "amqps":
+        return None
+    try:
+        context = ssl.create_default_context(cafile=how.ca or None)
+        if how.cert:
+            context.load_cert_chain(how.cert, how.cert_key)
+    except OSError as error:
+        raise SourceRefused(f"the files of ca, cert and cert_key cannot be read: {error}") from None
+    return context
+
+
+def _transport(tls: ssl.SSLContext | None, gate: asyncio.Event) -> Any:
+    from aiormq.connection import TransportFactory
+
+    class Transport(TransportFactory):
+        async def create(self, url: Any, **_: Any) -> tuple[Any, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection(url.host, url.port, ssl=tls)
+            return Frames(reader, gate), writer
+
+    return Transport()
+
+
+class Frames:
+    """A reader of whole frames, between the socket and aiormq.
+
+    A header table that its decoder does not like would end the connection, and the message would come again, for ever. So properties travel
+    through it unread, as one value of a table, and are read where an error is an error of one message.
+    gate: while it is closed nothing is read, and aiormq, which would believe the connection lost, is told of a heartbeat now and then.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, gate: asyncio.Event) -> None:
+        self._reader, self._gate = reader, gate
+        self._frame, self._at = b"", 0
+
+    def at_eof(self) -> bool:
+        return self._at == len(self._frame) and self._reader.at_eof()
+
+    async def read(self, n: int = -1) -> bytes:
+        return await self._reader.read(n)
+
+    async def readexactly(self, n: int) -> bytes:
+        if self._at == len(self._frame):
+            self._frame, self._at = await self._next(), 0
+        self._at += n
+        return self._frame[self._at - n : self._at]
+
+    async def _next(self) -> bytes:
+        if not self._gate.is_set():
+            try:
+                async with asyncio.timeout(HEARTBEAT):
+                    await self._gate.wait()
+            except TimeoutError:
+                return b"\x08\0\0\0\0\0\0\xce"
+        head = await self._reader.readexactly(7)
+        if head.startswith(b"AMQP"):  # the server speaks another version, and says which
+            return head + await self._reader.readexactly(1)
+        size = int.from_bytes(head[3:7])
+        if size > MAX_FRAME:
+            raise ConnectionError(f"the broker announces a frame of {size:,} bytes")
+        payload = (await self._reader.readexactly(size + 1))[:-1]
+        match head[0]:
+            case 1 if payload[:4] in (b"\0\x3c\0\x3c", b"\0\x3c\0\x47"):  # basic.deliver, basic.get-ok
+                payload = readable(payload)
+            case 2:
+                table = b"\1px" + len(payload).to_bytes(4) + payload
+                payload = payload[:12] + b"\x20\0" + len(table).to_bytes(4) + table
+        return head[:3] + len(payload).to_bytes(4) + payload + b"\xce"
+
+
+def readable(method: bytes) -> bytes:
+    """A delivery, its exchange and routing key as UTF-8: AMQP has them as bytes."""
+    at = 13 if method[3] == 0x47 else 14 + method[4]  # behind the tag and the redelivered bit
+    exchange_end = at + 1 + method[at]
+    key_end = exchange_end + 1 + method[exchange_end]
+    names = [method[at + 1 : exchange_end], method[exchange_end + 1 : key_end]]
+    if all(name.isascii() for name in names):
+        return method
+    texts = [name.decode("utf-8", "backslashreplace").encode()[:255].decode("utf-8", "ignore").encode() for name in names]
+    return method[:at] + b"".join(len(text).to_bytes(1) + text for text in texts) + method[key_end:]
+
+
+@contextmanager
+def source_errors() -> Iterator[None]:
+    """What aiormq raises, as a SourceError."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise SourceUnavailable("the connection was lost") from None  # aiormq cancels what waits for it
+    except Exception as error:
+        raise told(error) from None
+
+
+def told(error: Exception) -> SourceError:
+    """Whether it is worth coming again. Pure."""
+    from aiormq import exceptions as amqp
+
+    text = masked(str(error)) or type(error).__name__
+    cause = error.__cause__ or error
+    match error:
+        case amqp.ChannelNotFoundEntity() if "no queue" in text:
+            return SourceRefused(f"{text}: make the queue first; a connector makes none")
+        case amqp.ChannelAccessRefused() if "exclusive" in text:
+            return SourceUnavailable(f"{text}: another consumer has it for itself")
+        case amqp.ChannelPreconditionFailed() if "'x-priority'" in text:
+            return SourceRefused(f'{text}: it is a stream, which needs the option offset, like offset = "first"')
+        case amqp.ChannelPreconditionFailed() if "'x-stream-offset'" in text:
+            return SourceRefused(f"{text}: it is no stream, take the option offset away")
+        case amqp.ChannelAccessRefused() | amqp.ChannelLockedResource() | amqp.ChannelPreconditionFailed():
+            return SourceRefused(text)
+        case amqp.ProbableAuthenticationError() | amqp.AuthenticationError() | amqp.ConnectionNotAllowed():
+            return SourceRefused(text)
+        case amqp.InvalidFrameError() if "OpenOk" in text:  # a close, whose reason aiormq does not tell
+            return SourceRefused("there is no such vhost, or this login may not use it")
+        case _ if isinstance(cause, ssl.SSLCertVerificationError):
+            return SourceRefused(f"the server's certificate is not trusted: {text}")
+    return SourceUnavailable(text)  # also a queue whose node is down, which is said with 404, too
