@@ -7,6 +7,7 @@ demo: # the product at work on real data
 
 test: lint # what CI runs
 	@tools/fault-tools
+	@tools/test-servers
 	@.venv/bin/pytest -q --durations=5
 
 faults: # the promises, against killed processes, cut networks and lost power; SCENARIO=F21,F22 SEED=7 JOBS=3
@@ -44,5 +45,5 @@ lock:
 	$(COMPILE) --group peers --output-file requirements-peers.lock
 
 clean: # also the demo's data
-	rm -rf .venv .faas examples/*/.demo dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis faults-report
+	rm -rf .venv .faas examples/*/.demo dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis faults-report .servers
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

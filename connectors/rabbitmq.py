@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from ..attributes import instant
 from ..errors import EventInvalid, SourceError, SourceRefused, SourceUnavailable
 from ..event import CloudEvent
-from ..options import _loopback, masked
+from ..options import loopback, masked
 from .amqp.connection import connected, source_errors
 from .amqp.messages import Read, read, translated
 from .pump import Batch, Positions, Refused
@@ -64,7 +64,7 @@ class RabbitmqConnector:
             valid = False
         if not valid:
             raise ValueError("url must look like amqp://127.0.0.1:5672 or amqps://user:password@host:5671/vhost")
-        if parts.scheme == "amqp" and not self.insecure and not _loopback(parts.hostname or ""):
+        if parts.scheme == "amqp" and not self.insecure and not loopback(parts.hostname or ""):
             raise ValueError(
                 f"url is another machine ({parts.hostname}): it needs TLS, like amqps://user:password@{parts.hostname}:5671. "
                 "In a network where nobody else listens, say insecure = true."
@@ -149,7 +149,7 @@ class _Session:
     def __init__(self, how: RabbitmqConnector, source: str, connection: AbstractConnection, gate: asyncio.Event) -> None:
         self._how, self._source, self._connection, self._gate = how, source, connection, gate
         self._batch = min(how.batch, how.prefetch)
-        self._buffer: deque[tuple[AbstractChannel, Read]] = deque()
+        self._buffer: deque[tuple[AbstractChannel, Read]] = deque()  # bounded by prefetch and HELD bytes
         self._news, self._full = asyncio.Event(), asyncio.Event()
         self._failure: SourceError | None = None
         self._tags: dict[AbstractChannel, int] = {}  # a tag means something on its channel only
