@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from time import time
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from ..bus import Bus, Record
 from ..errors import BusFull, BusUnavailable, EventError, EventTooLarge, SourceError, SourceUnavailable, TopicInvalid
@@ -26,6 +26,8 @@ from ..service import Stuck, first
 from ..where import Filter
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 STUCK_AFTER = 60.0  # seconds without a batch, though the source has some, after which the process ends itself
 LEAST_PAUSE, LONGEST_PAUSE = 0.2, 15.0  # seconds between two tries, of the bus and of the source
@@ -135,39 +137,55 @@ class Pump:
 
     async def _session(self, stop: asyncio.Event) -> None:
         self._moved = asyncio.get_running_loop().time()
+        ours: list[asyncio.Task[object]] = []
+        cancelled = False
         try:
             async with self.connector.open(self.route.source, self.positions) as source, asyncio.TaskGroup() as tasks:
-                self.status.state = "reading"
-                acks = _Acks(source)
-                others = [tasks.create_task(acks.run()), tasks.create_task(self._watch(source))]
-                stopping = tasks.create_task(stop.wait())
-                batches = aiter(source)
-                reading = tasks.create_task(self._next(batches))
-                while True:
-                    await asyncio.wait([reading, stopping], return_when=asyncio.FIRST_COMPLETED)
-                    if not reading.done():
-                        reading.cancel()
-                        break
-                    ready = reading.result()
-                    if isinstance(ready, SourceError):
-                        await acks.last()
-                        raise ready
-                    if ready is None:
-                        raise SourceUnavailable("it ended, and said nothing of an error")
-                    if not stopping.done():
-                        reading = tasks.create_task(self._next(batches))  # while this one is stored
-                    await self._store(ready)
-                    acks.put(ready.token)
-                    if stopping.done() and reading.done():
-                        break
-                # crash point: pump-draining
-                await acks.last()
-                for task in (*others, stopping):
-                    task.cancel()
+                try:
+                    await self._read(source, stop, tasks, ours)
+                except asyncio.CancelledError:  # by whoever runs this, or by the group, since something in it has failed
+                    cancelled = not any(task.done() and not task.cancelled() and task.exception() for task in ours)
+                    raise
         except BaseExceptionGroup as failures:
-            if (own := asyncio.current_task()) and own.cancelling():  # which a group forgets when something fails in that moment
+            if cancelled:  # which a group forgets when something fails while it ends
                 raise asyncio.CancelledError from None
+            _uncancel()
             raise first(failures) from None
+
+    async def _read(self, source: Source, stop: asyncio.Event, tasks: asyncio.TaskGroup, ours: list[asyncio.Task[object]]) -> None:
+        """Until `stop`. ours: gets the tasks that it makes."""
+
+        def begin(work: Coroutine[object, object, T]) -> asyncio.Task[T]:
+            ours.append(task := tasks.create_task(work))
+            return task
+
+        self.status.state = "reading"
+        acks = _Acks(source)
+        others = [begin(acks.run()), begin(self._watch(source)), stopping := begin(_until(stop))]
+        batches = aiter(source)
+        reading = begin(self._next(batches))
+        while True:
+            await asyncio.wait([reading, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                reading.cancel()
+                break
+            ready = reading.result()
+            if isinstance(ready, SourceError):
+                await acks.last()
+                raise ready
+            if ready is None:
+                raise SourceUnavailable("it ended, and said nothing of an error")
+            if not stopping.done():
+                ours.remove(reading)
+                reading = begin(self._next(batches))  # while this one is stored
+            await self._store(ready)
+            acks.put(ready.token)
+            if stopping.done() and reading.done():
+                break
+        # crash point: pump-draining
+        await acks.last()
+        for task in others:
+            task.cancel()
 
     async def _next(self, batches: AsyncIterator[Batch]) -> _Ready | SourceError | None:
         """An error is told, not raised: the batch before it is still being stored."""
@@ -320,3 +338,14 @@ async def _either(stop: asyncio.Event, seconds: float) -> None:
             await stop.wait()
     except TimeoutError:
         pass
+
+
+async def _until(stop: asyncio.Event) -> None:
+    await stop.wait()
+
+
+def _uncancel() -> None:
+    """A group that failed while it was being left has asked for our cancellation, and up to Python 3.12 does not take that back."""
+    own = asyncio.current_task()
+    while own and own.cancelling():
+        own.uncancel()
