@@ -330,7 +330,8 @@ async def test_a_connection_that_the_broker_closes_is_opened_again(own_rabbitmq:
 
 
 async def test_a_broker_that_was_killed_has_what_it_confirmed(own_rabbitmq: Rabbit, bus: Reader) -> None:
-    await own_rabbitmq.declare("q.killed", kind="quorum")
+    # Not a quorum queue: RabbitMQ 3.10 writes who leads one some seconds after it was made, and killed before that never knows again.
+    await own_rabbitmq.declare("q.killed")
     bus.gate.clear()
     async with pumping(made(own_rabbitmq, "q.killed"), bus) as pump:
         await own_rabbitmq.send("q.killed", numbered(300))
