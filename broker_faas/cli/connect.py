@@ -14,7 +14,7 @@ import click
 
 from ..errors import ConfigError
 from . import logs, process
-from .connection import Place, find, url_option
+from .connection import Place, find, project, url_option
 from .describe import as_json
 from .render import clean, count
 
@@ -44,10 +44,9 @@ def connect(names: tuple[str, ...], dry_run: bool, url: str | None) -> None:
       faas connect
       faas connect orders --dry-run
     """
-    place = find(url)
     if dry_run:
-        asyncio.run(_dry_run(place.project, names))
-        return
+        return asyncio.run(_dry_run(project(url), names))
+    place = find(url)
     logs.start(human=sys.stdout.isatty())
     process.run(_work(place, names))
 
