@@ -16,6 +16,8 @@ class Proxy:
     lost: bytes of it so far.
     flips: so many bits are turned over, each in one of the next chunks from the server, anywhere in it.
     resets: so many connections are reset, each in the middle of one of the next chunks from the server.
+    swap: the first of the two, where it is in what the server says, becomes the second, of the same length: an address, say. Not seen
+    across two chunks.
     """
 
     def __init__(self, target: int, seed: int = 0) -> None:
@@ -25,6 +27,7 @@ class Proxy:
         self.deaf = False
         self.lost = 0
         self.flips = self.resets = 0
+        self.swap: tuple[bytes, bytes] | None = None
         self._random = random.Random(seed)
         self._target = target
         self._flowing = asyncio.Event()
@@ -94,6 +97,8 @@ class Proxy:
                 if self.rate:
                     await asyncio.sleep(len(data) / self.rate)
                 if answers:
+                    if self.swap:
+                        data = data.replace(*self.swap)
                     if self.deaf:
                         self.lost += len(data)
                         continue

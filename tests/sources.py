@@ -11,6 +11,7 @@ from broker_faas.bus import Record
 from broker_faas.connectors.pump import Batch, Positions, Refused
 from broker_faas.errors import EventTooLarge, SourceUnavailable
 from broker_faas.event import CloudEvent
+from broker_faas.layout import position_subject
 
 
 @dataclass
@@ -104,5 +105,5 @@ class Store:
         return [CloudEvent.from_headers(record.headers, record.data).id for record in self.on("ev.")]
 
     async def position(self, partition: str) -> str | None:
-        found = self.on(f"pos.c.{partition}")
+        found = [record for record in self.records if record.subject == position_subject("c", partition)]
         return found[-1].data.decode() if found else None

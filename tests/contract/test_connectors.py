@@ -9,6 +9,7 @@ from typing import Protocol
 
 import orjson
 import pytest
+import pytest_asyncio
 
 from broker_faas.connectors import pump as module
 from broker_faas.connectors.pump import Connector, Pump, Refused, Route
@@ -17,6 +18,9 @@ from broker_faas.event import CloudEvent
 from broker_faas.layout import faas_headers
 from tests.helpers import eventually
 from tests.sources import Scripted, Store
+from tests.systems.kafka import kafka_system
+
+pytestmark = pytest.mark.timeout(240)  # a real system takes its time to start
 
 
 class System(Protocol):
@@ -70,20 +74,32 @@ class ScriptedSystem:
         self.source.news.set()
 
 
-Make = Callable[[], AbstractAsyncContextManager[System]]
+Make = Callable[[str], AbstractAsyncContextManager[System]]
 
 
 @asynccontextmanager
-async def scripted() -> AsyncIterator[System]:
+async def scripted_system(server: str) -> AsyncIterator[System]:
     yield ScriptedSystem()
 
 
-SYSTEMS: dict[str, Make] = {"scripted": scripted}
+SYSTEMS: dict[str, Make] = {"scripted": scripted_system, "kafka": kafka_system}
+"""{fixture that has the address of a server: what makes a system there}."""
+
+
+@pytest.fixture
+def scripted() -> str:
+    return "here"
 
 
 @pytest.fixture(params=SYSTEMS)
-async def system(request: pytest.FixtureRequest) -> AsyncIterator[System]:
-    async with SYSTEMS[request.param]() as system:
+def opening(request: pytest.FixtureRequest) -> AbstractAsyncContextManager[System]:
+    """Not async: such a fixture cannot ask for another one by its name."""
+    return SYSTEMS[request.param](request.getfixturevalue(request.param))
+
+
+@pytest_asyncio.fixture
+async def system(opening: AbstractAsyncContextManager[System]) -> AsyncIterator[System]:
+    async with opening as system:
         yield system
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.admin import RecordsToDelete
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import OffsetAndMetadata
 
@@ -28,67 +27,12 @@ from broker_faas.kafka_binding import to_kafka
 from broker_faas.layout import EVENTS, faas_headers, position_subject
 from tests.helpers import OwnNats, eventually
 from tests.kafka_server import OwnKafka
+from tests.systems.kafka import Topic, admin, topic_on
 
 pytestmark = pytest.mark.timeout(240)  # a broker takes its time to start, and a group to hand out partitions
 
 LONG = 60.0
 OwnServer = Callable[..., Awaitable[OwnNats]]
-
-
-class Topic:
-    """A topic and a group of a test's own."""
-
-    def __init__(self, servers: str, name: str) -> None:
-        self.servers = servers
-        self.name = name
-        self.group = f"g-{name}"
-
-    def options(self, **changes: Any) -> KafkaConnector:
-        quick = {"session_timeout": 6.0, "heartbeat_interval": 0.5, "rebalance_timeout": 10.0}
-        return KafkaConnector(**{"servers": self.servers, "group": self.group, "topics": (self.name,)} | quick | changes)
-
-    async def send(self, values: Sequence[bytes | None], partition: int = 0, **options: Any) -> None:
-        """One after the other into one partition. key, headers, timestamp_ms: of each; others: of the producer."""
-        each = {name: options.pop(name) for name in ("key", "headers", "timestamp_ms") if name in options}
-        producer = AIOKafkaProducer(bootstrap_servers=self.servers, acks="all", **options)
-        await producer.start()
-        try:
-            for sent in [await producer.send(self.name, value, partition=partition, **each) for value in values]:
-                await sent
-        finally:
-            await producer.stop()
-
-    async def committed(self) -> dict[int, OffsetAndMetadata]:
-        async with admin(self.servers) as client:
-            found = await client.list_consumer_group_offsets(self.group)
-        return {one.partition: offset for one, offset in found.items() if one.topic == self.name}
-
-    async def commit(self, offset: int, partition: int = 0) -> None:
-        """As kafka-consumer-groups.sh --reset-offsets does."""
-        from aiokafka import AIOKafkaConsumer
-
-        consumer = AIOKafkaConsumer(bootstrap_servers=self.servers, group_id=self.group, enable_auto_commit=False)
-        consumer.assign([TopicPartition(self.name, partition)])
-        await consumer.start()
-        await consumer.commit({TopicPartition(self.name, partition): offset})
-        await consumer.stop()
-
-
-@asynccontextmanager
-async def admin(servers: str) -> AsyncIterator[AIOKafkaAdminClient]:
-    client = AIOKafkaAdminClient(bootstrap_servers=servers)
-    await client.start()
-    try:
-        yield client
-    finally:
-        await client.close()
-
-
-async def topic_on(servers: str, partitions: int = 1) -> Topic:
-    name = f"t{secrets.token_hex(4)}"
-    async with admin(servers) as client:
-        await client.create_topics([NewTopic(name, partitions, 1)])
-    return Topic(servers, name)
 
 
 @pytest_asyncio.fixture
