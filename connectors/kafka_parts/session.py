@@ -128,7 +128,7 @@ class Session:
             found = await self._consumer.getmany(timeout_ms=1000, max_records=room)
         elif served and (left := room - sum(map(len, found.values()))) > 0:
             found |= await self._consumer.getmany(*served, max_records=left)
-        served |= found.keys()
+        served.update(found)
         return found
 
     def _batch(self, found: Mapping[TopicPartition, list[ConsumerRecord]]) -> Batch:
