@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -25,9 +26,8 @@ LOGIN: dict[str, Any] = {"username": "u", "password": "secret!"}
 
 
 def made(**options: Any) -> KafkaConnector:
-    config = ConnectorConfig(
-        name="c", type="kafka", options=LEAST | options, place="faas.toml:1", places=dict.fromkeys(options, "faas.toml:2")
-    )
+    places = dict.fromkeys(["type", *options], "faas.toml:2")
+    config = ConnectorConfig(name="c", type="kafka", options=LEAST | options, place="faas.toml:1", places=places)
     one = driver(config)
     assert isinstance(one, KafkaConnector)
     return one
@@ -82,6 +82,24 @@ def test_options_that_cannot_be_used_are_refused(options: dict[str, Any], messag
 
 def test_the_password_is_in_no_repr() -> None:
     assert "secret!" not in repr(made(security_protocol="SASL_SSL", **LOGIN))
+
+
+class Absent:
+    """A finder of modules: aiokafka is not installed."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name.partition(".")[0] == "aiokafka":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_without_its_client_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [name for name in sys.modules if name.startswith(("aiokafka", "broker_faas.connectors.kafka_parts."))]
+    for name in ("broker_faas.connectors.kafka", *parts):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+
+    with pytest.raises(ConfigError, match=r"needs aiokafka, which is not installed: pip install 'broker-faas\[kafka\]'"):
+        made()
 
 
 @pytest.mark.parametrize(
