@@ -40,7 +40,7 @@ class Session:
         self._consumer = consumer
         self._source = source
         self._member = member
-        self._last: _Token | None = None  # of the last batch that was given
+        self._given: _Token | None = None  # of the last batch
 
     async def __aiter__(self) -> AsyncIterator[Batch]:
         loop = asyncio.get_running_loop()
@@ -76,7 +76,7 @@ class Session:
                     raise
             else:
                 stored |= offsets
-        if token is self._last:
+        if token is self._given:
             self._member.settled.set()
 
     async def lag(self) -> int | None:
@@ -141,8 +141,8 @@ class Session:
             last = records[-1].offset
             positions[f"{partition.topic}/{partition.partition}"] = str(last)
             assignment.next[partition] = last + 1
-        self._last = _Token(assignment, dict(assignment.next))
-        return Batch(list(parts.items()), self._last, positions)
+        self._given = _Token(assignment, dict(assignment.next))
+        return Batch(list(parts.items()), self._given, positions)
 
     async def _check_range(self, asked: Mapping[TopicPartition, int]) -> None:
         [(partition, offset)] = asked.items()
