@@ -100,6 +100,8 @@ def lines(text: str) -> dict[tuple[str, ...], int]:
 
 def _which(path: tuple[str, ...], rows: Mapping[tuple[str, ...], int]) -> tuple[str, ...]:
     """The path with the number of the row behind each array of tables in it."""
+    if not rows or len(path) > MAX_PARTS:  # which is refused below
+        return path
     found: list[str] = []
     for end, part in enumerate(path, 1):
         found.append(part)
