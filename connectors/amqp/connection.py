@@ -9,6 +9,10 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+import aiormq
+from aiormq import exceptions as amqp
+from aiormq.connection import TransportFactory
+
 from ...errors import SourceError, SourceRefused, SourceUnavailable
 from ...options import masked
 
@@ -24,8 +28,6 @@ MAX_FRAME = 16 << 20  # bytes
 
 @asynccontextmanager
 async def connected(how: RabbitmqConnector, source: str, gate: asyncio.Event) -> AsyncIterator[AbstractConnection]:
-    import aiormq
-
     parts = urlsplit(how.url)
     url = f"{how.url}{'' if parts.path else '/'}?heartbeat={HEARTBEAT}&name={quote(source, safe='')}"
     with source_errors():
@@ -54,8 +56,6 @@ def _tls(how: RabbitmqConnector) -> ssl.SSLContext | None:
 
 
 def _transport(tls: ssl.SSLContext | None, gate: asyncio.Event) -> Any:
-    from aiormq.connection import TransportFactory
-
     class Transport(TransportFactory):
         async def create(self, url: Any, **_: Any) -> tuple[Any, asyncio.StreamWriter]:
             reader, writer = await asyncio.open_connection(url.host, url.port, ssl=tls)
@@ -141,8 +141,6 @@ def source_errors() -> Iterator[None]:
 
 def told(error: Exception) -> SourceError:
     """Whether it is worth coming again. Pure."""
-    from aiormq import exceptions as amqp
-
     text = masked(str(error)) or type(error).__name__
     cause = error.__cause__ or error
     match error:
