@@ -209,7 +209,7 @@ def plain_block(attributes: Mapping[str, Any]) -> bytes | None:
     """
     try:
         text = "ce-" + "\r\nce-".join([name + ": " + value for name, value in attributes.items()]) + "\r\n"  # TypeError if not strings
-        match = _PLAIN.fullmatch(text)
+        match = None if "%" in text else _PLAIN.fullmatch(text)  # a media type may hold one, which is encoded then
         if match is None or text.count("\r") != len(attributes):  # a name may hold a line of its own
             return None
         if match[7] is not None:

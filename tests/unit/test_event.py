@@ -608,3 +608,9 @@ def test_long_headers_cost_no_more_than_their_length(evil: bytes) -> None:
     for block in (evil + b"\r\n" + PLAIN, PLAIN + evil + b"\r\n"):
         with suppress(EventInvalid):
             CloudEvent.from_headers(block, b"")
+
+
+def test_a_percent_sign_in_a_media_type_is_one_when_it_is_read_again() -> None:
+    event = CloudEvent(type="t", source="/s", id="1", datacontenttype="a%41/b", data=b"")
+
+    assert CloudEvent.from_headers(event.headers(), b"") == event
