@@ -24,8 +24,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from broker_faas.buses import store
 from broker_faas.buses.nats import NatsBus
+from broker_faas.connectors.batch import Route
 from broker_faas.connectors.kafka import KafkaConnector
-from broker_faas.connectors.pump import Pump, Route
+from broker_faas.connectors.pump import Pump
 from broker_faas.layout import EVENTS, position_subject
 from tests import kafka_server
 

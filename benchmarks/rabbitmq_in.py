@@ -19,7 +19,8 @@ import aio_pika
 from benchmarks import servers
 from broker_faas.bus import Bus
 from broker_faas.buses.nats import NatsBus
-from broker_faas.connectors.pump import Pump, Route
+from broker_faas.connectors.batch import Route
+from broker_faas.connectors.pump import Pump
 from broker_faas.connectors.rabbitmq import RabbitmqConnector
 from broker_faas.event import CloudEvent
 from broker_faas.layout import event_record

@@ -22,7 +22,8 @@ from ..errors import BusUnavailable, EventInvalid, SourceRefused, SourceUnavaila
 from ..event import CloudEvent
 from ..options import number
 from ..schedule import Schedule
-from .pump import Batch, Positions, Refused
+from .batch import Batch, Refused
+from .pump import Positions
 
 PARTITION = "fires"
 NAME = "cron"  # at the source: the topic without a `to`

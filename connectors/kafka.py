@@ -20,13 +20,14 @@ from typing import Literal
 from ..attributes import is_string
 from ..event import CloudEvent
 from ..options import loopback
+from .batch import Refused
 from .kafka_parts.client import CONNECTING, connected, partitions
 from .kafka_parts.errors import told
 from .kafka_parts.member import Member
 from .kafka_parts.offsets import group_offsets, start_offsets
 from .kafka_parts.records import item
 from .kafka_parts.session import Session
-from .pump import Positions, Refused
+from .pump import Positions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,11 +28,12 @@ from ..errors import BusRefused, SourceRefused
 from ..event import CloudEvent
 from ..options import bus_url, check_remote
 from ..topics import overlap
+from .batch import Refused
 from .nats_parts.consumer import ConsumerSource, partition
 from .nats_parts.core import CoreSource
 from .nats_parts.inbox import Inbox, source_errors
 from .nats_parts.messages import Message, stored_message, text, translate
-from .pump import Positions, Refused, Source
+from .pump import Positions, Source
 
 if TYPE_CHECKING:  # nats-py takes 0.2 s to import: open() pays
     from ..buses.connection import Connection

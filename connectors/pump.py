@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from time import time
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from ..bus import Bus, Record
-from ..errors import BusFull, BusUnavailable, EventError, EventTooLarge, SourceError, SourceUnavailable, TopicInvalid
+from ..bus import Bus
+from ..errors import BusFull, BusUnavailable, EventTooLarge, SourceError, SourceUnavailable
 from ..event import CloudEvent
-from ..layout import event_records, position_record, quarantine_record
 from ..service import Stuck, first
-from ..where import Filter
+from .batch import Batch, Ready, Refused, Route, records, smaller
 
 log = logging.getLogger(__name__)
 
@@ -32,27 +31,6 @@ T = TypeVar("T")
 STUCK_AFTER = 60.0  # seconds without a batch, though the source has some, after which the process ends itself
 LEAST_PAUSE, LONGEST_PAUSE = 0.2, 15.0  # seconds between two tries, of the bus and of the source
 REMEMBERED = 60.0  # seconds that a source must have been read for its pauses to begin small again
-
-
-class Refused(NamedTuple):
-    """Something of a source that cannot become an event. where: its position there. headers: of the source, as text. reason: one line."""
-
-    where: str
-    reason: str
-    headers: Mapping[str, str]
-    data: bytes
-
-
-class Batch(NamedTuple):
-    """What one read of a source gave, in the source's order.
-
-    parts: (name at the source, its events and refusals): the name is the topic on the bus where the connector has no `to`.
-    token: the driver's own, for ack(). positions: {partition: position} behind this batch, of a source that can be read again.
-    """
-
-    parts: Sequence[tuple[str, Sequence[CloudEvent | Refused]]]
-    token: object
-    positions: Mapping[str, str]
 
 
 Positions = Callable[[str], Awaitable[str | None]]
@@ -80,16 +58,6 @@ class Connector(Protocol):
 
     async def peek(self, source: str, n: int) -> list[tuple[str, CloudEvent | Refused]]:
         """The next n or fewer, (name at the source, what it would become). Acknowledges nothing and disturbs no other reader."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """name: of the connector. source: of the events it makes. to: topic on the bus; None: the name at the source. where: else dropped."""
-
-    name: str
-    source: str
-    to: str | None = None
-    where: Filter | None = None
 
 
 @dataclass(slots=True)
@@ -187,7 +155,7 @@ class Pump:
         for task in others:
             task.cancel()
 
-    async def _next(self, batches: AsyncIterator[Batch]) -> _Ready | SourceError | None:
+    async def _next(self, batches: AsyncIterator[Batch]) -> Ready | SourceError | None:
         """An error is told, not raised: the batch before it is still being stored."""
         try:
             batch = await anext(batches, None)
@@ -196,7 +164,7 @@ class Pump:
         # crash point: pump-read
         return None if batch is None else records(self.route, batch, time())
 
-    async def _store(self, ready: _Ready) -> None:
+    async def _store(self, ready: Ready) -> None:
         """Until it is on disk: nothing is acknowledged before, and nothing behind it is stored first."""
         pause = LEAST_PAUSE
         while True:
@@ -238,69 +206,6 @@ class Pump:
             if stuck and suspected:
                 raise Stuck(f"connector {self.route.name}: {self.status.lag} events wait at its source and none came for {idle:.0f} s")
             suspected = stuck
-
-
-class _Ready(NamedTuple):
-    """A batch as it goes to the bus. events: and behind them the positions. stored: of events, those that are."""
-
-    quarantine: list[Record]
-    events: list[Record]
-    token: object
-    stored: int
-    filtered: int = 0
-    quarantined: int = 0
-
-
-def records(route: Route, batch: Batch, now: float) -> _Ready:
-    """What is published for a batch: what is quarantined, its events, and how far the source is stored then. Pure. now: unix seconds."""
-    events: list[Record] = []
-    quarantine: list[Record] = []
-    filtered = 0
-    for name, items in batch.parts:
-        try:
-            record = event_records(route.to or name)
-        except TopicInvalid as error:
-            record = _refuse(error)
-        for item in items:
-            if isinstance(item, Refused):
-                quarantine.append(quarantine_record(route.name, item.where, item.reason, item.headers, item.data, now))
-            elif route.where is not None and not route.where.matches(item):
-                filtered += 1
-            else:
-                try:
-                    events.append(record(item))
-                except EventError as error:
-                    where, headers = f"{item.source} {item.id}", dict(item.attributes)
-                    quarantine.append(quarantine_record(route.name, where, str(error), headers, item.data or b"", now))
-    stored = len(events)
-    events += [position_record(route.name, partition, position) for partition, position in batch.positions.items()]
-    return _Ready(quarantine, events, batch.token, stored, filtered, len(quarantine))
-
-
-def _refuse(error: TopicInvalid) -> Callable[[CloudEvent], Record]:
-    def refuse(event: CloudEvent) -> Record:
-        raise error
-
-    return refuse
-
-
-def smaller(route: Route, ready: _Ready, limit: int, now: float) -> _Ready:
-    """Without the events of more than `limit` bytes: they are quarantined, as much of them as there is room for. Pure."""
-    large = [record for record in ready.events if _size(record) > limit]
-    quarantine = [*ready.quarantine]
-    for record in large:
-        reason = f"{_size(record)} bytes are more than the {limit} that this server takes"
-        quarantine.append(quarantine_record(route.name, record.msg_id, reason, {}, record.data, now))
-    return ready._replace(
-        quarantine=[record._replace(data=record.data[: max(0, limit - len(record.headers))]) for record in quarantine],
-        events=[record for record in ready.events if _size(record) <= limit],
-        stored=ready.stored - len(large),
-        quarantined=ready.quarantined + len(large),
-    )
-
-
-def _size(record: Record) -> int:
-    return len(record.headers) + len(record.data)
 
 
 class _Acks:

@@ -20,7 +20,8 @@ from ..event import CloudEvent
 from ..options import loopback, masked
 from .amqp.connection import connected, source_errors
 from .amqp.messages import Read, read, translated
-from .pump import Batch, Positions, Refused
+from .batch import Batch, Refused
+from .pump import Positions
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from broker_faas.bus import Record
-from broker_faas.connectors.pump import Batch, Positions, Refused
+from broker_faas.connectors.batch import Batch, Refused
+from broker_faas.connectors.pump import Positions
 from broker_faas.errors import EventTooLarge, SourceUnavailable
 from broker_faas.event import CloudEvent
 from broker_faas.layout import position_subject

@@ -21,7 +21,8 @@ from .render import clean, count
 if TYPE_CHECKING:
     from ..buses.nats import JetStreamBus
     from ..config import Config, ConnectorConfig
-    from ..connectors.pump import Positions, Pump, Refused
+    from ..connectors.batch import Refused
+    from ..connectors.pump import Positions, Pump
     from ..event import CloudEvent
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,9 @@ async def _work(place: Place, names: Sequence[str]) -> None:
 
 def pumps_of(config: Config, chosen: Sequence[ConnectorConfig], bus: JetStreamBus) -> list[Pump]:
     """Services, one a connector. Raises ConfigError."""
+    from ..connectors.batch import Route
     from ..connectors.driver import driver
-    from ..connectors.pump import Pump, Route
+    from ..connectors.pump import Pump
     from ..layout import project_source
 
     return [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ...amqp_binding import from_amqp
 from ...errors import EventInvalid
 from ...event import CloudEvent
-from ..pump import Refused
+from ..batch import Refused
 
 if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage

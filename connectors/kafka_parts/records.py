@@ -13,7 +13,7 @@ from aiokafka import ConsumerRecord
 from ...errors import EventInvalid
 from ...event import CloudEvent
 from ...kafka_binding import from_kafka, key_text
-from ..pump import Refused
+from ..batch import Refused
 
 
 def item(record: ConsumerRecord, source: str, type: str) -> CloudEvent | Refused:

@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from ...errors import SourceRefused, SourceUnavailable
 from ...event import CloudEvent
-from ..pump import Batch, Refused
+from ..batch import Batch, Refused
 from .client import CONNECTING
 from .errors import told
 from .member import Assignment, Member

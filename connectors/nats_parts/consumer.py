@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...buses.durable import fields, nak
 from ...errors import SourceRefused, SourceUnavailable
-from ..pump import Batch
+from ..batch import Batch
 from .inbox import MAX_HELD, Inbox, source_errors
 from .messages import Message, parts, stored_message
 

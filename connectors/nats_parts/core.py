@@ -9,7 +9,7 @@ from time import time_ns
 from typing import TYPE_CHECKING
 
 from ...layout import header_lines
-from ..pump import Batch
+from ..batch import Batch
 from .inbox import MAX_HELD, Inbox
 from .messages import Message, parts
 

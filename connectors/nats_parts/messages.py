@@ -14,7 +14,7 @@ from ...attributes import kind
 from ...errors import EventInvalid
 from ...event import CloudEvent
 from ...layout import header_lines
-from ..pump import Refused
+from ..batch import Refused
 
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUIRED = {"ce-id", "ce-source", "ce-type", "ce-specversion"}

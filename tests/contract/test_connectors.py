@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 
 from broker_faas.connectors import pump as module
-from broker_faas.connectors.pump import Connector, Pump, Refused, Route
+from broker_faas.connectors.batch import Refused, Route
+from broker_faas.connectors.pump import Connector, Pump
 from broker_faas.errors import BusUnavailable
 from broker_faas.event import CloudEvent
 from broker_faas.layout import faas_headers

@@ -23,7 +23,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from broker_faas.connectors.pump import Batch, Refused
+from broker_faas.connectors.batch import Batch, Refused
 from broker_faas.errors import SourceRefused
 from broker_faas.event import CloudEvent
 

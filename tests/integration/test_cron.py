@@ -14,8 +14,9 @@ import pytest
 from broker_faas.buses.nats import JetStreamBus, NatsBus
 from broker_faas.buses.store import stored
 from broker_faas.connectors import pump as module
+from broker_faas.connectors.batch import Route
 from broker_faas.connectors.cron import PARTITION, CronConnector
-from broker_faas.connectors.pump import Pump, Route
+from broker_faas.connectors.pump import Pump
 from broker_faas.embedded import Server
 from broker_faas.errors import SourceRefused
 from broker_faas.event import CloudEvent

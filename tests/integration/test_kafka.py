@@ -18,9 +18,10 @@ from aiokafka.structs import OffsetAndMetadata
 from broker_faas.buses import store
 from broker_faas.buses.nats import JetStreamBus, NatsBus
 from broker_faas.connectors import pump as module
+from broker_faas.connectors.batch import Refused, Route
 from broker_faas.connectors.kafka import KafkaConnector
 from broker_faas.connectors.kafka_parts.offsets import OURS
-from broker_faas.connectors.pump import Pump, Refused, Route
+from broker_faas.connectors.pump import Pump
 from broker_faas.errors import SourceRefused, SourceUnavailable
 from broker_faas.event import CloudEvent
 from broker_faas.kafka_binding import to_kafka

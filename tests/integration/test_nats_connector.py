@@ -20,10 +20,11 @@ from nats.js.errors import NotFoundError
 
 from broker_faas.buses.nats import JetStreamBus, NatsBus
 from broker_faas.buses.store import stored
+from broker_faas.connectors.batch import Refused, Route
 from broker_faas.connectors.nats import NatsConnector
 from broker_faas.connectors.nats_parts import consumer, core
 from broker_faas.connectors.nats_parts.messages import Message, stored_message, translate
-from broker_faas.connectors.pump import Positions, Pump, Refused, Route
+from broker_faas.connectors.pump import Positions, Pump
 from broker_faas.errors import BusRefused, SourceRefused, SourceUnavailable
 from broker_faas.event import CloudEvent
 from broker_faas.layout import DEAD, EVENTS, faas_headers, position_subject

@@ -21,7 +21,8 @@ from broker_faas.buses.store import stored, subjects
 from broker_faas.connectors import pump as module
 from broker_faas.connectors import rabbitmq as driver
 from broker_faas.connectors.amqp import connection
-from broker_faas.connectors.pump import Batch, Pump, Refused, Route
+from broker_faas.connectors.batch import Batch, Refused, Route
+from broker_faas.connectors.pump import Pump
 from broker_faas.connectors.rabbitmq import RabbitmqConnector
 from broker_faas.errors import SourceRefused, SourceUnavailable
 from broker_faas.event import CloudEvent

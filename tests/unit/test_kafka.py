@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_faas.config import ConnectorConfig
+from broker_faas.connectors.batch import Refused
 from broker_faas.connectors.driver import driver
 from broker_faas.connectors.kafka import KafkaConnector
 from broker_faas.connectors.kafka_parts.offsets import OURS, begin
 from broker_faas.connectors.kafka_parts.records import item
-from broker_faas.connectors.pump import Refused
 from broker_faas.errors import ConfigError, SourceRefused
 from broker_faas.event import CloudEvent
 

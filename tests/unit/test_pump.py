@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from broker_faas.connectors import pump as module
-from broker_faas.connectors.pump import Pump, Refused, Route
+from broker_faas.connectors.batch import Refused, Route
+from broker_faas.connectors.pump import Pump
 from broker_faas.errors import BusFull, BusRefused, BusUnavailable
 from broker_faas.event import CloudEvent
 from broker_faas.layout import faas_headers

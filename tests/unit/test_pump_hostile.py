@@ -10,7 +10,8 @@ import pytest
 
 from broker_faas.bus import Record
 from broker_faas.connectors import pump as module
-from broker_faas.connectors.pump import Pump, Refused, Route
+from broker_faas.connectors.batch import Refused, Route
+from broker_faas.connectors.pump import Pump
 from broker_faas.errors import BusFull, BusRefused, BusUnavailable, EventTooLarge, SourceUnavailable
 from tests.helpers import eventually
 from tests.sources import Scripted, Store

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from broker_faas import CloudEvent
-from broker_faas.connectors.pump import Batch, Refused
+from broker_faas.connectors.batch import Batch, Refused
 from broker_faas.errors import SourceUnavailable
 
 def acked():  # workers import this module too, and have no such variable
