@@ -65,7 +65,7 @@ async def crash(run: Run) -> None:
     """Drains one worker and stops the other at once, again and again, so that those lines are reached too, until all have crashed."""
     async with run.fault(f"crash at {', '.join(run.scenario.crash)}") as seen:
         run.duplicates += run.in_flight * 2 * len(run.scenario.crash)
-        async with asyncio.timeout(15 + 6 * len(run.scenario.crash)):
+        async with asyncio.timeout(30 + 6 * len(run.scenario.crash)):
             while len(crashed(run)) < len(run.scenario.crash):
                 await run.pause(0.5, 1.5)
                 await _drain(run)
@@ -116,8 +116,8 @@ def _scenario(name: str, crash_points: tuple[str, ...], *, short: bool) -> Scena
     patches = [("broker_faas.layout", "MAX_HELD_DELAY = 30.0", "MAX_HELD_DELAY = 1.0")]
     if any(point.startswith("batch-") for point in crash_points):
         patches.append(("broker_faas.buses.commit", "FEW = 10", "FEW = 1"))
-    if reaper:  # which frees nothing that is younger than two minutes. 10 s: what a crash brings again comes sooner, and is stored once
-        patches.append(("broker_faas.layout", "DUPLICATE_WINDOW = 120.0", "DUPLICATE_WINDOW = 10.0"))
+    if reaper:  # which frees nothing that is younger than two minutes. 20 s: what a crash brings again comes sooner, and is stored once
+        patches.append(("broker_faas.layout", "DUPLICATE_WINDOW = 120.0", "DUPLICATE_WINDOW = 20.0"))
         patches.append(("broker_faas.reaper", "interval: float = 10.0", "interval: float = 1.0"))
         patches.append(("broker_faas.options", "seconds(120, 3650", "seconds(1, 3650"))
     return Scenario(
