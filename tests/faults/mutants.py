@@ -23,7 +23,10 @@ LIMIT = 120.0  # seconds for a test
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """breaks: the invariant (docs/reliability.md). by: pytest node id that must fail, or `SCENARIO: check or check`, of which one must turn red."""
+    """breaks: the invariant (docs/reliability.md).
+
+    by: pytest node id that must fail, or `SCENARIO: check or check`, of which one must turn red.
+    """
 
     name: str
     breaks: str
@@ -53,7 +56,9 @@ async def noticed(mutant: Mutant, folder: Path, *, seed: int = 1) -> str:
 async def _by_scenario(mutant: Mutant, folder: Path, seed: int) -> str:
     name, check = mutant.by.split(": ")
     result = await play(find(name), seed, folder / "run", short=True, patches=mutant.patches)
-    return "" if result.red & {*check.split(" or ")} else f"{name} is {'green' if result.ok else f'red by {sorted(result.red)}'}, and {check!r} is not red"
+    if result.red & {*check.split(" or ")}:
+        return ""
+    return f"{name} is {'green' if result.ok else f'red by {sorted(result.red)}'}, and {check!r} is not red"
 
 
 async def _by_test(mutant: Mutant, folder: Path, seed: int) -> str:

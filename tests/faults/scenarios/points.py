@@ -116,7 +116,7 @@ def _scenario(name: str, crash_points: tuple[str, ...], *, short: bool) -> Scena
     patches = [("broker_faas.layout", "MAX_HELD_DELAY = 30.0", "MAX_HELD_DELAY = 1.0")]
     if any(point.startswith("batch-") for point in crash_points):
         patches.append(("broker_faas.buses.commit", "FEW = 10", "FEW = 1"))
-    if reaper:  # which frees nothing that is younger than two minutes. 20 s: what a crash brings again comes sooner, and is stored once
+    if reaper:  # which frees nothing that is younger than two minutes. 20 s: sooner comes what a crash brings again, and is stored once
         patches.append(("broker_faas.layout", "DUPLICATE_WINDOW = 120.0", "DUPLICATE_WINDOW = 20.0"))
         patches.append(("broker_faas.reaper", "interval: float = 10.0", "interval: float = 1.0"))
         patches.append(("broker_faas.options", "seconds(120, 3650", "seconds(1, 3650"))
