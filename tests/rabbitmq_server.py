@@ -56,12 +56,15 @@ class Rabbit:
         await self._process.wait()
         await self.stop()
 
-    async def ctl(self, *arguments: str) -> None:
-        """rabbitmqctl."""
+    async def ctl(self, *arguments: str) -> str:
+        """rabbitmqctl. What it prints."""
         if self.node is None:
             pytest.skip("NOT TESTED: needs a RabbitMQ that the test has started itself, not AMQP_URL")
         [binary] = glob("/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmqctl")
-        await procs.finished([binary, *arguments], self.node.environ, self.node.folder / "ctl.log", seconds=60)
+        said = self.node.folder / "ctl.log"
+        said.unlink(missing_ok=True)
+        await procs.finished([binary, *arguments], self.node.environ, said, seconds=60)
+        return said.read_text()
 
     @asynccontextmanager
     async def channel(self) -> AsyncIterator[AbstractChannel]:
@@ -88,6 +91,11 @@ class Rabbit:
         """Messages that nobody holds."""
         async with self.channel() as channel:
             return (await channel.queue_declare(queue, passive=True)).message_count or 0
+
+    async def left(self, queue: str) -> int:
+        """Messages that are not acknowledged: ready, or in somebody's hands, which no client is told."""
+        listed = await self.ctl("list_queues", "--quiet", "--no-table-headers", "name", "messages")
+        return next(int(line.split("\t")[1]) for line in listed.splitlines() if line.startswith(f"{queue}\t"))
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

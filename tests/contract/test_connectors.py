@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 import pytest
@@ -20,6 +20,7 @@ from broker_faas.layout import faas_headers
 from tests.helpers import eventually
 from tests.sources import Scripted, Store
 from tests.systems.kafka import kafka_system
+from tests.systems.rabbitmq import rabbitmq_system
 
 pytestmark = pytest.mark.timeout(240)  # a real system takes its time to start
 
@@ -75,7 +76,7 @@ class ScriptedSystem:
         self.source.news.set()
 
 
-Make = Callable[[str], AbstractAsyncContextManager[System]]
+Make = Callable[[Any], AbstractAsyncContextManager[System]]
 
 
 @asynccontextmanager
@@ -83,8 +84,8 @@ async def scripted_system(server: str) -> AsyncIterator[System]:
     yield ScriptedSystem()
 
 
-SYSTEMS: dict[str, Make] = {"scripted": scripted_system, "kafka": kafka_system}
-"""{fixture that has the address of a server: what makes a system there}."""
+SYSTEMS: dict[str, Make] = {"scripted": scripted_system, "kafka": kafka_system, "rabbitmq": rabbitmq_system}
+"""{fixture that is a server, or has its address: what makes a system there}."""
 
 
 @pytest.fixture
