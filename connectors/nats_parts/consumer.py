@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ...buses.durable import fields, nak
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXPIRES = 5.0  # seconds that a request for messages stands
+HAND_BACK = 2.0  # seconds that the server has to end a request, and then to take back what is not acknowledged
 
 
 class ConsumerSource:
@@ -58,6 +60,8 @@ class ConsumerSource:
         self._last = (0, "")  # of an "all" consumer: the highest that may be acknowledged
         self._asked = 0
         self._asked_at = 0.0
+        self._answered = asyncio.Event()  # nothing is asked for
+        self._more = info["num_pending"] + info["num_ack_pending"] > 0  # the server has something for a request
         self._oversized = False  # the next one is larger than a request may bring: ask for it alone, without a limit
         self._sid = 0
         self._reply = connection.fresh_inbox()
@@ -75,7 +79,7 @@ class ConsumerSource:
             if messages := await self._inbox.take(self._batch, EXPIRES + 1):
                 return self._given_out(messages)
             if self._asked and asyncio.get_running_loop().time() > self._asked_at + EXPIRES + 1:
-                self._asked = 0  # the request got lost, or its end
+                self._ended()  # the request got lost, or its end
 
     def _given_out(self, messages: list[Message]) -> Batch:
         for message in messages:
@@ -118,11 +122,24 @@ class ConsumerSource:
     async def close(self) -> None:
         """Hands back what is not acknowledged, so that it comes again at once and in its order."""
         self._closing = True
+        if self._asked and self._more and not self._inbox.failure:
+            # What is on its way when nobody listens any more is delivered again, behind what is asked for meanwhile.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HAND_BACK):
+                    await self._answered.wait()
         self._connection.unsubscribe(self._sid)
         await self._connection.flush()
         self._connection.forget(self._sid)
-        self._connection.write("".join(nak(ack, 0.0) for ack, _ in self._held.values()).encode())
-        await self._connection.flush()
+        if not self._held:
+            await self._connection.flush()
+            return
+        *others, last = (ack for ack, _ in self._held.values())
+        async with self._connection.expect([last]) as replies:
+            # The server puts acknowledgements into a queue, and requests overtake them: whoever opens next would get what is behind
+            # these. They are taken in turn, so that the last one has an answer is enough.
+            naks = [*(nak(ack, 0.0) for ack in others), nak(f"{last} {replies.prefix}0", 0.0)]
+            if self._connection.write("".join(naks).encode()):
+                await replies.wait(HAND_BACK)
 
     # --- requests ---
 
@@ -135,6 +152,7 @@ class ConsumerSource:
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._one.stream}.{self._one.consumer}"
         if self._connection.write(f"PUB {subject} {self._reply} {len(body)}\r\n{body}\r\n".encode()):
             self._asked = batch
+            self._answered.clear()
             self._asked_at = asyncio.get_running_loop().time()
 
     def _arrived(self, subject: bytes, reply: bytes, headers: bytes, data: bytes) -> None:
@@ -152,6 +170,7 @@ class ConsumerSource:
             return
         sequence, counted, nanoseconds = int(said[3]), int(said[4]), int(said[5])
         self._asked = max(0, self._asked - 1)
+        self._more = int(said[6]) > 0
         self._oversized = False
         if counted != self._counted + 1:
             self._shared()
@@ -167,7 +186,12 @@ class ConsumerSource:
             self._held_bytes += message.size
             self._inbox.put(message)
         if not self._asked:
-            self._inbox.wake()
+            self._ended()
+
+    def _ended(self) -> None:
+        self._asked = 0
+        self._answered.set()
+        self._inbox.wake()
 
     def _shared(self) -> None:
         if self._alone:
@@ -187,8 +211,7 @@ class ConsumerSource:
             return
         if line.startswith("100"):
             return
-        self._asked = 0
-        self._inbox.wake()
+        self._ended()
         if "consumer deleted" in low:
             self._inbox.fail(
                 SourceRefused(
