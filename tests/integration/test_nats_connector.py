@@ -276,17 +276,19 @@ async def test_who_opens_again_at_once_gets_what_was_handed_back_before_what_is_
     """Also what the server sends while the connector leaves: it has just asked for more."""
     js = foreign.jetstream()
     await asyncio.gather(*[await js.publish_async("orders.made", b"%d" % n) for n in range(3000)])
-    source = connector(foreign_url, batch=200)
-    acked, firsts = [0], []
-    for _ in range(10):
+    source = connector(foreign_url, batch=100)
+    acked, firsts, open_requests = [0], [], []
+    for _ in range(20):
         async with source.open("/s", positions_of(bus)) as session:
             batch = await anext(aiter(session))
             await session.ack(batch.token)
+        open_requests.append(session._asked)  # type: ignore[attr-defined]
         datas = [item.data or b"" for _, items in batch.parts for item in items]
         firsts.append(int(datas[0]))
         acked.append(int(datas[-1]) + 1)
 
     assert firsts == acked[:-1]
+    assert open_requests == [0] * 20
 
 
 async def test_two_connectors_share_a_consumer_and_give_no_positions(foreign_url: str, foreign: Client, bus: JetStreamBus) -> None:
