@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ class Rabbit:
     async def kill(self) -> None:
         """SIGKILL of all its processes; start() brings it back on the same folder and port."""
         for pid in procs.tree(self._process.pid):
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # one of its short-lived helpers
+                os.kill(pid, signal.SIGKILL)
         await self._process.wait()
         await self.stop()
 

@@ -260,7 +260,7 @@ async def test_an_event_whose_executor_dies_before_it_can_answer_is_a_dead_lette
         await running.publish("a", 0)
         await eventually(lambda: project.lines("attempts"))
         await running.publish("b", 1, first=1)
-        await eventually(lambda: running.counts("f").dead == 1, timeout=8)
+        await eventually(lambda: running.counts("f").dead == 1, timeout=25)
         await eventually(lambda: running.counts("g").done == 1)
 
         assert ["1", "1", "1", "2"] == project.lines("attempts")  # twice with others to suspect, then alone
