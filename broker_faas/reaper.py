@@ -78,15 +78,18 @@ async def reap(bus: Api, keep: float = 86400.0, *, now: float | None = None) -> 
     # Ages come before queues: between asking where these stand and acting there must be nothing that takes long.
     old = await store.first_since(bus, EVENTS, clock - max(keep, window), last)
     recent = await store.first_since(bus, EVENTS, clock - window, last) if used > SHORT else old
+    positions = await _positions(bus)
     holding: tuple[str, ...] = ()
     for below in cuts(max(state["first_seq"], old), recent):
         if below <= state["first_seq"] or (below > old and used <= ENOUGH):
             continue
-        holds = holds_of(await consumers.listing(bus, EVENTS), last)
+        queues = holds_of(await consumers.listing(bus, EVENTS), last)
+        holds = queues + positions
         holding = tuple(dict.fromkeys(hold.queue for hold in sorted(holds, key=lambda hold: hold.floor) if hold.floor < below))
         # crash point: purge-before
         freed += await store.purge(bus, EVENTS, ">", min([below, *(hold.floor for hold in holds)]))
-        if holding and used > SHORT:
+        # A source that was silent for long keeps its position, and nothing else of that age.
+        if holding and (used > SHORT or all(hold.floor >= below for hold in queues)):
             subjects = await store.subjects(bus, EVENTS, ">")
             first = (await store.info(bus, EVENTS))["state"]["first_seq"]
             for subject, floor in floors(holds, subjects, below).items():
@@ -94,6 +97,13 @@ async def reap(bus: Api, keep: float = 86400.0, *, now: float | None = None) -> 
                     freed += await store.purge(bus, EVENTS, subject, floor)
         used = _used(await store.info(bus, EVENTS))
     return Pass(freed, used, holding)
+
+
+async def _positions(bus: Api) -> list[Hold]:
+    """The last position of each partition of a source: what its connector begins behind, however old it is."""
+    subjects = await store.subjects(bus, EVENTS, "pos.>")
+    last = await store.together(store.stored(bus, EVENTS, last_by_subj=subject) for subject in subjects)
+    return [Hold(one.subject, (one.subject,), one.seq) for one in last if one]
 
 
 async def _reap_retries(bus: Api, now: float | None) -> int:

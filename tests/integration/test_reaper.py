@@ -16,7 +16,7 @@ from broker_faas.buses import admin, consumers, store
 from broker_faas.buses.nats import JetStreamBus, NatsBus
 from broker_faas.errors import BusFull
 from broker_faas.event import CloudEvent
-from broker_faas.layout import EVENTS, RETRIES, event_record, event_subject, retry_record
+from broker_faas.layout import EVENTS, RETRIES, event_record, event_subject, position_record, position_subject, retry_record
 from broker_faas.reaper import ENOUGH, SHORT, reap, run
 from tests.helpers import eventually
 from tests.integration.pulls import Pull, ids, pulling
@@ -210,6 +210,25 @@ async def test_a_rare_topic_holds_nothing_back(bus: JetStreamBus, pull: Pull) ->
     await reap(bus, now=time.time() + 2 * DAY)
 
     assert (await state(bus))["messages"] == 0
+
+
+async def test_the_last_position_of_a_silent_source_is_kept_and_nothing_else_of_its_age(bus: JetStreamBus, pull: Pull) -> None:
+    await ensure(bus, F)
+    await bus.publish([position_record("c", "silent/0", "7"), position_record("c", "busy/0", "1")])
+    await publish(bus, "a", range(20))
+    await pull(F.name, 20)
+    await bus.publish([position_record("c", "silent/0", "8")])
+    await publish(bus, "a", range(20, 40))
+    await pull(F.name, 20)
+    await bus.publish([position_record("c", "busy/0", "2")])
+
+    for _ in range(2):
+        await reap(bus, now=time.time() + 2 * DAY)
+
+    assert await store.subjects(bus, EVENTS, ">") == {position_subject("c", "silent/0"): 1, position_subject("c", "busy/0"): 1}
+    silent = await store.stored(bus, EVENTS, last_by_subj=position_subject("c", "silent/0"))
+    assert silent is not None
+    assert silent.data == b"8"
 
 
 async def test_settled_events_are_kept_for_as_long_as_they_should(bus: JetStreamBus, pull: Pull) -> None:
