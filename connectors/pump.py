@@ -47,7 +47,10 @@ class Source(Protocol):
         """Everything up to and including this batch is on disk. A hint: what the source does not hear comes again."""
 
     async def lag(self) -> int | None:
-        """What the source has and this connector has not stored yet; None if it cannot tell."""
+        """What the source has and this connector has not stored yet; None if it cannot tell, or does not answer.
+
+        Raises SourceUnavailable if nothing will come any more though the connection stands: a consumer that the broker has forgotten.
+        """
 
 
 class Connector(Protocol):
@@ -197,10 +200,7 @@ class Pump:
         suspected = False
         while True:
             await asyncio.sleep(STUCK_AFTER / 6)
-            try:
-                self.status.lag = await source.lag()
-            except SourceUnavailable:  # whether it can be read, reading tells
-                self.status.lag = None
+            self.status.lag = await source.lag()
             idle = asyncio.get_running_loop().time() - self._moved
             stuck = bool(self.status.lag) and idle > STUCK_AFTER and self.status.state == "reading"
             if stuck and suspected:

@@ -263,11 +263,12 @@ class _Session:
         ready = 0
         for name in self._how.names:
             try:
-                async with asyncio.timeout(CALL):
-                    channel = await self._connection.channel(publisher_confirms=False)
-                    queue = await channel.queue_declare(name, passive=True)
-                    await channel.close()
-            except Exception:
+                with source_errors():
+                    async with asyncio.timeout(CALL):
+                        channel = await self._connection.channel(publisher_confirms=False)
+                        queue = await channel.queue_declare(name, passive=True)
+                        await channel.close()
+            except SourceError:  # not permitted, or no answer: what is lost, reading notices
                 return None
             if queue.consumer_count == 0:
                 raise SourceUnavailable(f"the broker has no consumer of queue {name!r} any more")

@@ -20,6 +20,7 @@ class Scripted:
     """A log of one partition that can be read again. acked: how far; a new open() begins there, or where `positions` says.
 
     size: of a batch. ends: open sessions to be cut off at these offsets, once each. acks_fail: acknowledgements that get lost.
+    silent: it has something and gives nothing. forgotten: so is the first session, and its lag says so.
     """
 
     log: list[CloudEvent | Refused] = field(default_factory=list)
@@ -31,6 +32,7 @@ class Scripted:
     ends: set[int] = field(default_factory=set)
     acks_fail: int = 0
     silent: bool = False
+    forgotten: bool = False
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add(self, *items: CloudEvent | Refused) -> None:
@@ -59,7 +61,7 @@ class Session:
                 scripted.ends.discard(self._at)
                 raise SourceUnavailable("the source went away")
             items: Sequence[CloudEvent | Refused] = scripted.log[self._at : self._at + scripted.size]
-            if items and not scripted.silent:
+            if items and not scripted.silent and not (scripted.forgotten and scripted.opens == 1):
                 scripted.reads.append(self._at)
                 self._at += len(items)
                 yield Batch([(scripted.name, items)], self._at, {"0": str(self._at - 1)})
@@ -75,6 +77,8 @@ class Session:
         self._scripted.acked = max(self._scripted.acked, token)
 
     async def lag(self) -> int | None:
+        if self._scripted.forgotten and self._scripted.opens == 1:
+            raise SourceUnavailable("it has no consumer any more")
         return len(self._scripted.log) - self._scripted.acked
 
 

@@ -159,6 +159,15 @@ async def test_a_source_that_has_something_and_gives_nothing_ends_it(monkeypatch
         await Pump(source, Route(name="c", source="/p/c"), store, store.position).run(asyncio.Event())  # type: ignore[arg-type]
 
 
+async def test_a_source_whose_broker_has_forgotten_it_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STUCK_AFTER", 0.1)
+    source, store = Scripted([event(0)], forgotten=True), Store()
+    async with running(source, store):
+        await eventually(lambda: source.acked == 1)
+
+    assert (store.events, source.opens) == (["0"], 2)
+
+
 async def test_cancelled_while_it_publishes_it_lets_go() -> None:
     source, store = Scripted([event(n) for n in range(9)]), Store()
     store.gate.clear()
