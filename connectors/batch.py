@@ -10,6 +10,7 @@ from ..bus import Record
 from ..errors import EventError, TopicInvalid
 from ..event import CloudEvent
 from ..layout import event_records, position_record, quarantine_record
+from ..topics import check_topic
 from ..where import Filter
 
 
@@ -62,7 +63,7 @@ def records(route: Route, batch: Batch, now: float) -> Ready:
     filtered = 0
     for name, items in batch.parts:
         try:
-            record = event_records(route.to or name)
+            record = event_records(check_topic(route.to or name))
         except TopicInvalid as error:
             record = _refuse(error)
         for item in items:

@@ -1,4 +1,4 @@
-"""`faas connect`: connectors as a process, and what they would do."""
+"""`faas connect`: connectors and sinks as a process, and what they would do."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -20,10 +20,12 @@ from .render import clean, count
 
 if TYPE_CHECKING:
     from ..buses.nats import JetStreamBus
-    from ..config import Config, ConnectorConfig
+    from ..config import Config, ConnectorConfig, DriverConfig, SinkConfig
     from ..connectors.batch import Refused
     from ..connectors.pump import Positions, Pump
+    from ..connectors.sink import Outlet
     from ..event import CloudEvent
+    from ..service import Service
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +37,12 @@ PEEKED = 10  # events that --dry-run shows
 @click.option("--dry-run", is_flag=True, help=f"Show the next {PEEKED} events of each connector; acknowledge nothing, publish nothing.")
 @url_option
 def connect(names: tuple[str, ...], dry_run: bool, url: str | None) -> None:
-    """Run the project's connectors, or those named: what their sources have becomes events on the bus.
+    """Run the project's connectors and sinks, or those named: what sources have becomes events on the bus, and what functions send to
+    a sink leaves it.
 
-    Nothing is acknowledged at a source before it is stored. SIGTERM drains: what was read is stored and acknowledged. While the bus is
-    full or away, sources wait. `faas dev` runs connectors, too.
+    Nothing is acknowledged at a source before it is stored, and nothing leaves the bus before the sink's system has confirmed it. SIGTERM
+    drains: what was read is stored and acknowledged, what is held for a sink is sent. While the bus is full or away, sources wait; while
+    a sink is away, its events wait on the bus. `faas dev` runs them, too.
 
     \b
     Example:
@@ -57,15 +61,46 @@ async def _work(place: Place, names: Sequence[str]) -> None:
     from .stats import answering, connectors_of
 
     config = place.project
-    chosen = _chosen(config, names)
+    wanted = _chosen(config, names)
     async with AsyncExitStack() as stack:
         bus = await service.patiently(lambda: stack.enter_async_context(place.open(manage=True)))
-        pumps = pumps_of(config, chosen, bus)
-        await stack.enter_async_context(answering(bus.connection, connectors_of(config.project), told(pumps)))
+        running = running_of(config, wanted, bus)
+        await stack.enter_async_context(answering(bus.connection, connectors_of(config.project), running.told))
         ready = asyncio.Event()
         ready.set()
-        log.info("connectors run", extra={"connectors": [pump.route.name for pump in pumps]})
-        await service.run(*(pump.run for pump in pumps), process.closed(bus), process.supervised(ready), grace=config.worker.grace)
+        sinks = [outlet.name for outlet in running.outlets]
+        log.info("connectors run", extra={"connectors": [pump.route.name for pump in running.pumps], "sinks": sinks})
+        await service.run(*running.services, process.closed(bus), process.supervised(ready), grace=config.worker.grace)
+
+
+class Running(NamedTuple):
+    """What a process with connectors and sinks runs."""
+
+    pumps: list[Pump]
+    outlets: list[Outlet]
+
+    @property
+    def services(self) -> list[Service]:
+        return [*(pump.run for pump in self.pumps), *(outlet.run for outlet in self.outlets)]
+
+    def told(self) -> dict[str, object]:
+        """What it answers."""
+        from dataclasses import asdict
+
+        return {
+            "connectors": {pump.route.name: asdict(pump.status) for pump in self.pumps},
+            "sinks": {outlet.name: asdict(outlet.status) for outlet in self.outlets},
+        }
+
+
+def running_of(config: Config, wanted: Sequence[DriverConfig], bus: JetStreamBus) -> Running:
+    """Raises ConfigError."""
+    from ..config import ConnectorConfig, SinkConfig
+
+    return Running(
+        pumps_of(config, [one for one in wanted if isinstance(one, ConnectorConfig)], bus),
+        outlets_of(config, [one for one in wanted if isinstance(one, SinkConfig)], bus),
+    )
 
 
 def pumps_of(config: Config, chosen: Sequence[ConnectorConfig], bus: JetStreamBus) -> list[Pump]:
@@ -86,13 +121,25 @@ def pumps_of(config: Config, chosen: Sequence[ConnectorConfig], bus: JetStreamBu
     ]
 
 
-def check_connectors(config: Config) -> None:
-    """Their options; nothing is connected to. Raises ConfigError."""
-    if config.connectors:
-        from ..connectors.driver import driver
+def outlets_of(config: Config, wanted: Sequence[SinkConfig], bus: JetStreamBus) -> list[Outlet]:
+    """Services, one a sink. Raises ConfigError."""
+    from ..connectors.driver import sink_driver
+    from ..connectors.sink import Outlet
+    from ..layout import sink_queue
 
-        for one in _chosen(config, ()):
-            driver(one)
+    return [Outlet(one.name, sink_driver(one), sink_queue(config.project, one.name), bus, one.retry, one.type) for one in wanted]
+
+
+def check_connectors(config: Config) -> None:
+    """The options of connectors and sinks; nothing is connected to. Raises ConfigError."""
+    if config.connectors or config.sinks:
+        from ..connectors.driver import driver, sink_driver
+
+        _import_path(config)
+        for source in config.connectors:
+            driver(source)
+        for sink in config.sinks:
+            sink_driver(sink)
 
 
 def positions_of(bus: JetStreamBus, connector: str) -> Positions:
@@ -107,28 +154,31 @@ def positions_of(bus: JetStreamBus, connector: str) -> Positions:
     return position
 
 
-def told(pumps: Sequence[Pump]) -> Callable[[], dict[str, object]]:
-    """What a process with these connectors answers."""
-    from dataclasses import asdict
+def _chosen(config: Config, names: Sequence[str]) -> list[DriverConfig]:
+    from ..connectors.driver import chosen
 
-    return lambda: {"connectors": {pump.route.name: asdict(pump.status) for pump in pumps}}
-
-
-def _chosen(config: Config, names: Sequence[str]) -> list[ConnectorConfig]:
-    from ..connectors.driver import sources
-
-    if str(config.root) not in sys.path:
-        sys.path.insert(0, str(config.root))  # connectors of the project's own: type = "module:Class"
-    if not config.connectors:
+    _import_path(config)
+    if not config.connectors and not config.sinks:
         raise ConfigError(f"{config.root / 'faas.toml'} has no connectors. One begins with [[connector]], name = … and type = …")
-    return sources(config.connectors, names)
+    return chosen([*config.connectors, *config.sinks], names)
+
+
+def _import_path(config: Config) -> None:
+    """For drivers of the project's own: type = "module:Class"."""
+    if str(config.root) not in sys.path:
+        sys.path.insert(0, str(config.root))
 
 
 async def _dry_run(config: Config, names: Sequence[str]) -> None:
+    from ..config import ConnectorConfig
     from ..connectors.driver import driver
     from ..layout import project_source
 
     for one in _chosen(config, names):
+        if not isinstance(one, ConnectorConfig):
+            if names:
+                raise ConfigError(f"{one.name!r} is a sink: what waits for it is shown by `faas peek {one.name}`")
+            continue
         items = await driver(one).peek(project_source(config.project, one.name), PEEKED)
         click.echo(f"{one.name}: the next {count(len(items), 'event')}" if items else f"{one.name}: nothing waits at its source")
         for name, item in items:
