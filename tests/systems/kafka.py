@@ -148,8 +148,10 @@ async def records(servers: str, topic: str, n: int) -> list[ConsumerRecord]:
     """All that a topic has, when it has n at least; a partition's in its order."""
     found: list[ConsumerRecord] = []
     async with AIOKafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False, auto_offset_reset="earliest") as consumer:
-        cluster = await consumer._client.fetch_all_metadata()
-        partitions = [TopicPartition(topic, number) for number in cluster.partitions_for_topic(topic)]
+        async with asyncio.timeout(30):  # a broker may answer before it knows of a topic that was just made
+            while not (numbers := (await consumer._client.fetch_all_metadata()).partitions_for_topic(topic)):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        partitions = [TopicPartition(topic, number) for number in numbers]
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
         async with asyncio.timeout(60):
