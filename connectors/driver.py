@@ -74,8 +74,10 @@ def _class(config: DriverConfig) -> type:
     try:
         made = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
-        extra = f": pip install 'broker-faas[{config.type}]'" if config.type in known(config.kind) else ""
-        raise ConfigError(f"{config.places['type']}: {config.label} needs {error.name}, which is not installed{extra}") from None
+        place = f"{config.places['type']}: {config.label}"
+        if config.type in known(config.kind):
+            raise ConfigError(f"{place} needs {error.name}, which is not installed: pip install 'broker-faas[{config.type}]'") from None
+        raise ConfigError(f"{place}: there is no module {error.name!r} in the project's folder, nor is one installed") from None
     except AttributeError:
         raise ConfigError(f"{config.places['type']}: {module} has no class {name}") from None
     if not (isinstance(made, type) and is_dataclass(made)):

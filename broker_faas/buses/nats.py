@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 SOURCES_STOP_AT = 0.85  # of the events stream: the rest is for what functions make, so that events can always be settled
 REFUSAL_AGE = 0.02  # seconds: nobody is refused for what was freed meanwhile, and a source that tries again at once asks no more often
 DELAYED_STOP_AT = 0.1  # of the events stream: so much may wait in `retries`, which has no limit of its own, before sources are refused
-STREAM_OF = {"ev": EVENTS, "re": EVENTS, "at": RETRIES, "go": RETRIES, "dead": DEAD, "pos": EVENTS, "quarantine": DEAD}
+STREAM_OF = {"ev": EVENTS, "out": EVENTS, "re": EVENTS, "at": RETRIES, "go": RETRIES, "dead": DEAD, "pos": EVENTS, "quarantine": DEAD}
 ON_WIRE = 160  # bytes of headers that we add: message id, batch
 HEADER_LIMIT = 65_535  # bytes: the server's (err 10097)
 _SUBJECT = re.compile(r"[!-)+,\-/-=?-~]+(\.[!-)+,\-/-=?-~]+)*")  # printable ASCII without wildcards or empty parts

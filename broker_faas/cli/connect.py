@@ -97,6 +97,7 @@ def running_of(config: Config, wanted: Sequence[DriverConfig], bus: JetStreamBus
     """Raises ConfigError."""
     from ..config import ConnectorConfig, SinkConfig
 
+    _import_path(config)
     return Running(
         pumps_of(config, [one for one in wanted if isinstance(one, ConnectorConfig)], bus),
         outlets_of(config, [one for one in wanted if isinstance(one, SinkConfig)], bus),
