@@ -32,7 +32,7 @@ class Cluster:
                     f'servers names another machine ({host}): it needs TLS, like security_protocol = "SASL_SSL". '
                     "In a network where nobody else listens, say insecure = true."
                 )
-        if self.security_protocol.startswith("SASL") != (self.username is not None and self.password is not None):
+        if {self.username is not None, self.password is not None} != {self.security_protocol.startswith("SASL")}:
             raise ValueError(
                 'username and password must be given with security_protocol = "SASL_SSL" or "SASL_PLAINTEXT", and only with them'
             )

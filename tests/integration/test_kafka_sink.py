@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import defaultdict
 from typing import Any
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin import NewTopic
 
 from broker_faas.connectors.kafka_parts import sending
 from broker_faas.connectors.sink import Outgoing, Undelivered
 from broker_faas.connectors.sinks.kafka import KafkaSink
 from broker_faas.errors import SinkRefused, SinkUnavailable
 from broker_faas.event import CloudEvent
+from tests.helpers import eventually
 from tests.kafka_server import OwnKafka
 from tests.systems.kafka import Topic, admin, event_of, kafka_system, key_of, records, topic_on
 from tests.systems.kafka_acls import allow
@@ -117,8 +119,6 @@ async def test_a_topic_that_is_not_there_is_not_made_and_its_neighbours_are_sent
 
 
 async def made(topic: Topic) -> None:
-    from aiokafka.admin import NewTopic
-
     async with admin(topic.servers) as client:
         await client.create_topics([NewTopic(topic.name, 1, 1)])
 
@@ -141,7 +141,6 @@ async def test_a_topic_that_is_deleted_meanwhile_is_missed_and_not_made_again(ka
 
 async def deleted(topic: Topic) -> None:
     async with admin(topic.servers) as client:
-        assert isinstance(client, AIOKafkaAdminClient)
         await client.delete_topics([topic.name])
 
 
@@ -270,9 +269,24 @@ async def test_a_broker_that_does_not_answer_is_not_waited_for_longer_than_asked
         async def ended() -> bool:
             return not {task for task in asyncio.all_tasks() - before if "aiokafka" in repr(task)}
 
-        from tests.helpers import eventually
-
         await eventually(ended)
+
+
+async def test_an_answer_that_is_lost_repeats_nothing(kafka: str) -> None:
+    async with kafka_system(kafka) as system:
+        topic = Topic(kafka, await system.target())
+        async with system.sink(timeout=20.0).open() as open_sink:
+            await open_sink.send(to(topic, event(0)))
+            for n in range(1, 4):
+                system._proxy.deaf = True
+                sent = asyncio.ensure_future(open_sink.send(to(topic, event(n))))
+                await records(kafka, topic.name, n + 1)  # it is written, and the sink has not heard of it
+
+                assert not sent.done()
+                system._proxy.cut()
+                system._proxy.deaf = False
+                assert await sent == [None]
+    assert await ids(topic, 4) == ["0", "1", "2", "3"]
 
 
 async def test_no_broker_is_unavailable(unused_port: int) -> None:
@@ -283,8 +297,6 @@ async def test_no_broker_is_unavailable(unused_port: int) -> None:
 
 @pytest.fixture
 def unused_port() -> int:
-    import socket
-
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
