@@ -27,7 +27,8 @@ def start(*, human: bool, level: int = logging.INFO) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("broker_faas").setLevel(level)
     logging.getLogger("broker_faas.output").setLevel(logging.INFO)  # what user code prints is always shown
-    logging.getLogger("nats").setLevel(logging.CRITICAL)  # the driver tells of the connection itself
+    for client in ("nats", "aiokafka"):  # a broker that is away: thirty lines a second
+        logging.getLogger(client).setLevel(logging.CRITICAL)  # the driver tells of the connection itself
 
 
 class _Handler(logging.StreamHandler[Any]):

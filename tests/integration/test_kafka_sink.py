@@ -289,6 +289,35 @@ async def test_an_answer_that_is_lost_repeats_nothing(kafka: str) -> None:
     assert await ids(topic, 4) == ["0", "1", "2", "3"]
 
 
+async def test_refusals_and_cut_connections_together_lose_repeat_and_reorder_nothing(kafka: str) -> None:
+    """After a refusal the producer counts anew, while batches of other partitions are sent again under their old numbers."""
+    topic = await topic_on(kafka, 4, max_message_bytes=20_000)
+    large = b"x" * 30_000
+    rounds = [[event(f"{n}.{k}", f"k{k % 11}", large if (n * 7 + k) % 19 == 0 else b"{}") for k in range(60)] for n in range(12)]
+    answers: list[Any] = []
+    async with kafka_system(kafka) as system:
+
+        async def cut() -> None:
+            while True:
+                await asyncio.sleep(0.15)
+                system._proxy.resets += 1
+                await asyncio.sleep(0.15)
+                system._proxy.cut()
+
+        async with system.sink(timeout=30.0).open() as open_sink, asyncio.TaskGroup() as tasks:
+            cutting = tasks.create_task(cut())
+            for events in rounds:
+                answers += await open_sink.send(to(topic, *events))
+            cutting.cancel()
+    sent = [one for events in rounds for one in events]
+    found = await records(kafka, topic.name, sum(one.data != large for one in sent))
+
+    assert [one is not None for one in answers] == [one.data == large for one in sent]
+    for key in range(11):
+        expected = [one.id for one in sent if one.partitionkey == f"k{key}" and one.data != large]
+        assert [event_of(one).id for one in found if key_of(one) == f"k{key}"] == expected
+
+
 async def test_no_broker_is_unavailable(unused_port: int) -> None:
     with pytest.raises(SinkUnavailable, match="Unable to bootstrap"):
         async with sink(f"127.0.0.1:{unused_port}").open():
