@@ -18,7 +18,7 @@ from ...kafka_binding import to_kafka
 from ..sink import Outgoing, Undelivered
 from .errors import shown
 from .producer import BATCH, confirmed, number_anew
-from .verdicts import BEHIND, OF_A_PARTITION, OF_A_RECORD, TOO_LARGE, missing, named_wrongly, of_a_partition, of_a_record
+from .verdicts import BEHIND, OF_A_PARTITION, OF_A_RECORD, TOO_LARGE, missing, named_wrongly, of_a_partition, of_a_record, silent
 
 LOOKING = 5.0  # seconds for a look at what the cluster has
 TOGETHER = 32  # batches on their way: 8 MiB, or one event each
@@ -49,8 +49,9 @@ class Sending:
         if self._ended:
             raise SinkUnavailable(self._ended)
         sent = _Round(events, asyncio.get_running_loop().time() + 2 * self._timeout)
+        parts = await self._parts(sent)
         async with asyncio.TaskGroup() as tasks:
-            for partition, numbers in (await self._parts(sent)).items():
+            for partition, numbers in parts.items():
                 tasks.create_task(self._deliver(sent, partition, numbers))
         if sent.lost:
             raise SinkUnavailable(self._ended)
@@ -137,12 +138,15 @@ class Sending:
             return self._lose(sent, "Kafka is slow: there were more events than it confirms in time")
         try:
             await confirmed(self._producer, batch, partition, self._timeout)
+            sent.confirmed = True
             return None
         except TimeoutError:  # the producer goes on trying, and cannot be told to stop
             self._ended = f"Kafka has not confirmed within {self._timeout:g} s"
-            looked = await self._look()
-            known = of_a_partition(None, partition, self._producer.client.cluster, self._user) if looked else None
-            return known or self._lose(sent, self._ended)
+            if await self._look():
+                known = of_a_partition(None, partition, self._producer.client.cluster, self._user)
+                if known or sent.confirmed:
+                    return known or silent(partition)
+            return self._lose(sent, self._ended)
         except OF_A_PARTITION as error:
             number_anew(self._producer)
             await self._look()
@@ -169,13 +173,13 @@ class Sending:
 
 
 class _Round:
-    """One send(). until: no batch is begun later. lost: not all is known, and the producer cannot go on."""
+    """One send(). until: no batch is begun later. confirmed: one was. lost: not all is known, and the producer cannot go on."""
 
     def __init__(self, events: Sequence[Outgoing], until: float) -> None:
         self.events = events
         self.answers: list[Undelivered | None] = [None] * len(events)
         self.until = until
-        self.lost = False
+        self.confirmed = self.lost = False
         self.together = asyncio.Semaphore(TOGETHER)
 
 

@@ -71,3 +71,8 @@ def of_a_partition(error: kafka.KafkaError | None, partition: TopicPartition, cl
         in_sync = f"{len(there.isr)} of {len(there.replicas)} replicas are in sync"
         return Undelivered(f"partition {partition.partition} of topic {topic!r} does not confirm; {in_sync}")
     return Undelivered(f"partition {partition.partition} of topic {topic!r}: {type(error).__name__}") if error else None
+
+
+def silent(partition: TopicPartition) -> Undelivered:
+    """Of one that does not confirm while others do: aiokafka keeps to itself what a broker answered that it tries again for."""
+    return Undelivered(f"partition {partition.partition} of topic {partition.topic!r} does not confirm, and others do: is it healthy?")

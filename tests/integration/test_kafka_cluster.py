@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -51,8 +52,10 @@ async def test_a_leader_that_is_killed_takes_nothing_along(three_kafkas: Sequenc
         assert list(mine) == sorted(mine)
 
 
-async def test_a_partition_without_a_leader_holds_up_no_other(three_kafkas: Sequence[OwnKafka]) -> None:
+async def test_a_partition_that_cannot_be_written_holds_up_no_other(three_kafkas: Sequence[OwnKafka]) -> None:
+    """It has no leader, or it has too few replicas."""
     servers = await joined(three_kafkas)
+    thin = await topic_on(servers, 3, 2)
     topic = await topic_on(servers, 3, 1)
     events = [Outgoing(topic.name, CloudEvent(type="t", source="/", id=str(n), partitionkey=f"k{n}")) for n in range(30)]
     async with KafkaSink(servers=servers, timeout=20.0).open() as sink:
@@ -66,13 +69,24 @@ async def test_a_partition_without_a_leader_holds_up_no_other(three_kafkas: Sequ
 
         assert {n for n, one in enumerate(answers) if one} == {n for n in range(30) if partitions[f"k{n}"] == gone}
         assert {one.reason for one in answers if one} == {f"partition {gone} of topic '{topic.name}' has no leader"}
+    to_thin = [Outgoing(thin.name, one.event) for one in events]
+    short = [partition for partition, nodes in enumerate(await described(thin, "replicas")) if victim.node in nodes]
+    async with KafkaSink(servers=servers, timeout=20.0).open() as sink:
+        answers = await sink.send(to_thin)
+
+        assert 0 < len(short) < 3
+        assert {n for n, one in enumerate(answers) if one} == {n for n in range(30) if partitions[f"k{n}"] in short}
+        assert {one.reason for one in answers if one} == {
+            f"partition {n} of topic '{thin.name}' does not confirm; 1 of 2 replicas are in sync" for n in short
+        }
         await victim.start()
 
         async def led() -> bool:
             return -1 not in await leaders(topic)
 
         await eventually(led, LONG)
-        assert await sink.send(events) == [None] * 30
+    async with KafkaSink(servers=servers, timeout=20.0).open() as sink:
+        assert await sink.send([*events, *to_thin]) == [None] * 60
 
 
 async def joined(brokers: Sequence[OwnKafka]) -> str:
@@ -89,9 +103,13 @@ async def joined(brokers: Sequence[OwnKafka]) -> str:
 
 async def leaders(topic: Topic) -> list[int]:
     """Of each partition, the broker's number; -1: none."""
+    return await described(topic, "leader")
+
+
+async def described(topic: Topic, what: str) -> list[Any]:
     async with admin(topic.servers) as client:
-        [described] = await client.describe_topics([topic.name])
-    return [one["leader"] for one in sorted(described["partitions"], key=lambda one: one["partition"])]
+        [found] = await client.describe_topics([topic.name])
+    return [one[what] for one in sorted(found["partitions"], key=lambda one: one["partition"])]
 
 
 async def produce(topic: Topic, began: asyncio.Event) -> None:

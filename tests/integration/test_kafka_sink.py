@@ -272,6 +272,13 @@ async def test_a_broker_that_does_not_answer_is_not_waited_for_longer_than_asked
         await eventually(ended)
 
 
+async def test_a_topic_is_not_called_missing_while_nobody_can_be_asked(kafka: str) -> None:
+    async with kafka_system(kafka) as system, system.sink(timeout=1.0).open() as open_sink:
+        system.away()
+        with pytest.raises(SinkUnavailable, match="Kafka does not answer"):
+            await open_sink.send(to(Topic(kafka, "not.known"), event(1)))
+
+
 async def test_an_answer_that_is_lost_repeats_nothing(kafka: str) -> None:
     async with kafka_system(kafka) as system:
         topic = Topic(kafka, await system.target())
