@@ -60,8 +60,8 @@ def number_anew(producer: AIOKafkaProducer) -> None:
     """A new producer id, after a batch that failed.
 
     aiokafka counts its records as written, and the broker would refuse all that follows in that partition (OutOfOrderSequenceNumber).
-    To count back would be worse: if the broker has the batch after all, it takes the next one of the same length for it, and confirms what
-    it drops. Batches on their way keep the id and the numbers that they left with.
+    To count back would be worse: if the broker has the batch after all, it takes the next one of the same length for a repetition, drops
+    it and confirms it (tried: Kafka 4.1). Batches on their way keep the id and the numbers that they left with.
     """
     fresh = TransactionManager(None, INTEGER_MAX_VALUE)
     producer._txn_manager = producer._sender._txn_manager = producer._message_accumulator._txn_manager = fresh
