@@ -1,7 +1,7 @@
 """Events in AMQP 0-9-1 messages, as RabbitMQ carries them: binary (headers) and structured (JSON), both ways. Pure.
 
 CloudEvents has no binding for 0-9-1. Headers named `ce-…` are what Knative and the Python SDK write, `cloudEvents_…` and
-`cloudEvents:…` come from the AMQP 1.0 binding, `ce_…` from Kafka's: all four are read, the first is written.
+`cloudEvents:…` come from the AMQP 1.0 binding, `ce_…` from Kafka's: all four are read, the first is written if nobody asks for another.
 Values are not percent-encoded: AMQP's strings are UTF-8.
 """
 
@@ -48,16 +48,23 @@ def from_amqp(headers: Mapping[str, Any], content_type: str | None, body: bytes)
     return CloudEvent.of(attributes, body if body or "datacontenttype" in attributes else None)
 
 
-def to_amqp(event: CloudEvent, structured: bool = False) -> tuple[dict[str, str], str | None, bytes]:
-    """(headers, content type, body): binary, or one JSON object. Raises EventInvalid for a name that no header has room for."""
+def to_amqp(event: CloudEvent, structured: bool = False, prefix: str = "ce-") -> tuple[dict[str, str], str | None, bytes]:
+    """(headers, content type, body): binary, or one JSON object. Raises EventInvalid for what no header or property has room for.
+
+    A structured one has its partitionkey as a header, too: exchanges see headers only.
+    """
     if structured:
-        return {}, STRUCTURED, to_json(event)
-    headers = {f"ce-{name}": value for name, value in event.attributes.items() if name != "datacontenttype"}
+        key = event.partitionkey
+        return {} if key is None else {f"{prefix}partitionkey": key}, STRUCTURED, to_json(event)
+    headers = {prefix + name: value for name, value in event.attributes.items() if name != "datacontenttype"}
+    room = _LONGEST - len(prefix)
     if long := next((name for name in headers if len(name) > _LONGEST), None):
-        raise EventInvalid(
-            f"attribute {long[3:60]!r}… has a name of {len(long) - 3} characters; an AMQP header has room for {_LONGEST - 3}"
-        )
-    return headers, event.datacontenttype, event.data or b""
+        name = long[len(prefix) :]
+        raise EventInvalid(f"attribute {name[:57]!r}… has a name of {len(name)} characters; an AMQP header has room for {room}")
+    content_type = event.datacontenttype
+    if content_type is not None and len(content_type) > _LONGEST:  # ASCII
+        raise EventInvalid(f"a datacontenttype of {len(content_type):,} characters; AMQP's content type has room for {_LONGEST}")
+    return headers, content_type, event.data or b""
 
 
 def _text(name: str, value: Any) -> str | None:

@@ -12,13 +12,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 from ..attributes import instant
 from ..errors import EventInvalid, SourceError, SourceRefused, SourceUnavailable
 from ..event import CloudEvent
-from ..options import loopback, masked
-from .amqp.connection import connected, source_errors
+from ..options import masked
+from .amqp.connection import check_server, connected, source_errors
 from .amqp.messages import Read, read, translated
 from .batch import Batch, Refused
 from .pump import Positions
@@ -58,18 +57,7 @@ class RabbitmqConnector:
     insecure: bool = False
 
     def __post_init__(self) -> None:
-        try:
-            parts = urlsplit(self.url)
-            valid = parts.scheme in ("amqp", "amqps") and parts.hostname and parts.port != 0 and not (parts.query or parts.fragment)
-        except ValueError:
-            valid = False
-        if not valid:
-            raise ValueError("url must look like amqp://127.0.0.1:5672 or amqps://user:password@host:5671/vhost")
-        if parts.scheme == "amqp" and not self.insecure and not loopback(parts.hostname or ""):
-            raise ValueError(
-                f"url is another machine ({parts.hostname}): it needs TLS, like amqps://user:password@{parts.hostname}:5671. "
-                "In a network where nobody else listens, say insecure = true."
-            )
+        check_server(self, self.insecure)
         if bool(self.queue) == bool(self.queues):
             raise ValueError("queue or queues must name what to read, one of the two")
         for name in self.names:
@@ -85,10 +73,6 @@ class RabbitmqConnector:
             raise ValueError("prefetch must lie between 1 and 65,535")
         if not 1 <= self.batch <= 500:
             raise ValueError("batch must lie between 1 and 500")
-        if bool(self.cert) != bool(self.cert_key):
-            raise ValueError("cert and cert_key belong together")
-        if (self.ca or self.cert) and parts.scheme != "amqps":
-            raise ValueError("ca and cert are for amqps://")
         _offset(self.offset)
 
     @property
@@ -99,7 +83,7 @@ class RabbitmqConnector:
     async def open(self, source: str, positions: Positions) -> AsyncIterator[_Session]:
         gate = asyncio.Event()
         gate.set()
-        async with connected(self, source, gate) as connection:
+        async with connected(self, source, gate, source_errors) as connection:
             session = _Session(self, source, connection, gate)
             for name in self.names:
                 await session.consume(name, None if self.offset is None else await positions(name))
@@ -114,7 +98,7 @@ class RabbitmqConnector:
         found: list[tuple[str, CloudEvent | Refused]] = []
         gate = asyncio.Event()
         gate.set()
-        async with connected(self, source, gate) as connection:
+        async with connected(self, source, gate, source_errors) as connection:
             if self.offset is not None:
                 session = _Session(self, source, connection, gate)
                 for name in self.names:

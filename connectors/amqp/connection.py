@@ -4,35 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urlsplit
 
 import aiormq
 from aiormq import exceptions as amqp
 from aiormq.connection import TransportFactory
 
-from ...errors import SourceError, SourceRefused, SourceUnavailable
-from ...options import masked
+from ...errors import ConfigError, SinkError, SinkRefused, SinkUnavailable, SourceError, SourceRefused, SourceUnavailable
+from ...options import loopback, masked
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractConnection
 
-    from ..rabbitmq import RabbitmqConnector
-
 CONNECT, CLOSE = 10.0, 3.0  # seconds
 HEARTBEAT = 15  # seconds; a connection that is silent for three of them is lost
 MAX_FRAME = 16 << 20  # bytes
+_HEARTBEAT = b"\x08\0\0\0\0\0\0\xce"
+
+
+class Server(Protocol):
+    """The options that say where and who; check_server() has seen them."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def ca(self) -> str: ...
+    @property
+    def cert(self) -> str: ...
+    @property
+    def cert_key(self) -> str: ...
+
+
+class Tap(Protocol):
+    """Who hears every frame before aiormq does, and may write beside it: whole frames, on channels that aiormq has opened."""
+
+    def begin(self, writer: asyncio.StreamWriter) -> None: ...
+    def heard(self, kind: int, channel: int, payload: bytes) -> bool:
+        """True: it was for the tap alone. Must not raise."""
+        ...
 
 
 @asynccontextmanager
-async def connected(how: RabbitmqConnector, source: str, gate: asyncio.Event) -> AsyncIterator[AbstractConnection]:
+async def connected(
+    how: Server, name: str, gate: asyncio.Event, errors: Callable[[], AbstractContextManager[None]], tap: Tap | None = None
+) -> AsyncIterator[AbstractConnection]:
+    """name: what an operator sees of it at the broker. errors: source_errors or sink_errors."""
     parts = urlsplit(how.url)
-    url = f"{how.url}{'' if parts.path else '/'}?heartbeat={HEARTBEAT}&name={quote(source, safe='')}"
-    with source_errors():
+    url = f"{how.url}{'' if parts.path else '/'}?heartbeat={HEARTBEAT}&name={quote(name, safe='')}"
+    with errors():
         async with asyncio.timeout(CONNECT):
-            connection = aiormq.Connection(url, transport_factory=_transport(_tls(how), gate))
+            connection = aiormq.Connection(url, transport_factory=_transport(_tls(how), gate, tap))
             await connection.connect()
     try:
         yield connection
@@ -43,7 +67,7 @@ async def connected(how: RabbitmqConnector, source: str, gate: asyncio.Event) ->
                 await connection.close()
 
 
-def _tls(how: RabbitmqConnector) -> ssl.SSLContext | None:
+def _tls(how: Server) -> ssl.SSLContext | None:
     if urlsplit(how.url).scheme != "amqps":
         return None
     try:
@@ -51,15 +75,17 @@ def _tls(how: RabbitmqConnector) -> ssl.SSLContext | None:
         if how.cert:
             context.load_cert_chain(how.cert, how.cert_key)
     except OSError as error:
-        raise SourceRefused(f"the files of ca, cert and cert_key cannot be read: {error}") from None
+        raise ConfigError(f"the files of ca, cert and cert_key cannot be read: {error}") from None
     return context
 
 
-def _transport(tls: ssl.SSLContext | None, gate: asyncio.Event) -> Any:
+def _transport(tls: ssl.SSLContext | None, gate: asyncio.Event, tap: Tap | None) -> Any:
     class Transport(TransportFactory):
         async def create(self, url: Any, **_: Any) -> tuple[Any, asyncio.StreamWriter]:
             reader, writer = await asyncio.open_connection(url.host, url.port, ssl=tls)
-            return Frames(reader, gate), writer
+            if tap is not None:
+                tap.begin(writer)
+            return Frames(reader, gate, tap), writer
 
     return Transport()
 
@@ -70,10 +96,12 @@ class Frames:
     A header table that its decoder does not like would end the connection, and the message would come again, for ever. So properties travel
     through it unread, as one value of a table, and are read where an error is an error of one message.
     gate: while it is closed nothing is read, and aiormq, which would believe the connection lost, is told of a heartbeat now and then.
+    It is, too, while all that comes is for the tap.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, gate: asyncio.Event) -> None:
-        self._reader, self._gate = reader, gate
+    def __init__(self, reader: asyncio.StreamReader, gate: asyncio.Event, tap: Tap | None = None) -> None:
+        self._reader, self._gate, self._tap = reader, gate, tap
+        self._passed = 0.0  # loop time of the last frame that aiormq got
         self._frame, self._at = b"", 0
 
     def at_eof(self) -> bool:
@@ -94,14 +122,18 @@ class Frames:
                 async with asyncio.timeout(HEARTBEAT):
                     await self._gate.wait()
             except TimeoutError:
-                return b"\x08\0\0\0\0\0\0\xce"
-        head = await self._reader.readexactly(7)
+                return _HEARTBEAT
+        head, payload = await self._frame_of_socket()
+        if self._tap is not None:
+            now = asyncio.get_running_loop().time
+            while self._tap.heard(head[0], int.from_bytes(head[1:3]), payload):
+                if now() - self._passed > HEARTBEAT / 2:
+                    self._passed = now()
+                    return _HEARTBEAT
+                head, payload = await self._frame_of_socket()
+            self._passed = now()
         if head.startswith(b"AMQP"):  # the server speaks another version, and says which
-            return head + await self._reader.readexactly(1)
-        size = int.from_bytes(head[3:7])
-        if size > MAX_FRAME:
-            raise ConnectionError(f"the broker announces a frame of {size:,} bytes")
-        payload = (await self._reader.readexactly(size + 1))[:-1]
+            return head + payload
         match head[0]:
             case 1 if payload[:4] in (b"\0\x3c\0\x3c", b"\0\x3c\0\x47"):  # basic.deliver, basic.get-ok
                 payload = readable(payload)
@@ -109,6 +141,16 @@ class Frames:
                 table = b"\1px" + len(payload).to_bytes(4) + payload
                 payload = payload[:12] + b"\x20\0" + len(table).to_bytes(4) + table
         return head[:3] + len(payload).to_bytes(4) + payload + b"\xce"
+
+    async def _frame_of_socket(self) -> tuple[bytes, bytes]:
+        """Head and payload."""
+        head = await self._reader.readexactly(7)
+        if head.startswith(b"AMQP"):
+            return head, await self._reader.readexactly(1)
+        size = int.from_bytes(head[3:7])
+        if size > MAX_FRAME:
+            raise ConnectionError(f"the broker announces a frame of {size:,} bytes")
+        return head, (await self._reader.readexactly(size + 1))[:-1]
 
 
 def readable(method: bytes) -> bytes:
@@ -123,41 +165,75 @@ def readable(method: bytes) -> bytes:
     return method[:at] + b"".join(len(text).to_bytes(1) + text for text in texts) + method[key_end:]
 
 
-@contextmanager
-def source_errors() -> Iterator[None]:
+def source_errors() -> AbstractContextManager[None]:
     """What aiormq raises, as a SourceError."""
+    return _errors(SourceError, SourceUnavailable, SourceRefused)
+
+
+def sink_errors() -> AbstractContextManager[None]:
+    """What aiormq raises, as a SinkError."""
+    return _errors(SinkError, SinkUnavailable, SinkRefused)
+
+
+@contextmanager
+def _errors(known: type[Exception], unavailable: type[Exception], refused: type[Exception]) -> Iterator[None]:
     try:
         yield
-    except SourceError:
+    except known:
         raise
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        raise SourceUnavailable("the connection was lost") from None  # aiormq cancels what waits for it
+        raise unavailable("the connection was lost") from None  # aiormq cancels what waits for it
     except Exception as error:
-        raise told(error) from None
+        for_good, text = told(error)
+        raise (refused if for_good else unavailable)(text) from None
 
 
-def told(error: Exception) -> SourceError:
-    """Whether it is worth coming again. Pure."""
+def told(error: Exception) -> tuple[bool, str]:
+    """(whether it would be the same when coming again, what to say). Pure."""
     text = masked(str(error)) or type(error).__name__
     cause = error.__cause__ or error
     match error:
+        case ConfigError():
+            return True, text
         case amqp.ChannelNotFoundEntity() if "no queue" in text:
-            return SourceRefused(f"{text}: make the queue first; a connector makes none")
+            return True, f"{text}: make the queue first; a connector makes none"
+        case amqp.ChannelNotFoundEntity() if "no exchange" in text:
+            return True, f"{text}: make the exchange first, or mend the name; a sink makes none"
         case amqp.ChannelAccessRefused() if "exclusive" in text:
-            return SourceUnavailable(f"{text}: another consumer has it for itself")
+            return False, f"{text}: another consumer has it for itself"
         case amqp.ChannelPreconditionFailed() if "'x-priority'" in text:
-            return SourceRefused(f'{text}: it is a stream, which needs the option offset, like offset = "first"')
+            return True, f'{text}: it is a stream, which needs the option offset, like offset = "first"'
         case amqp.ChannelPreconditionFailed() if "'x-stream-offset'" in text:
-            return SourceRefused(f"{text}: it is no stream, take the option offset away")
+            return True, f"{text}: it is no stream, take the option offset away"
         case amqp.ChannelAccessRefused() | amqp.ChannelLockedResource() | amqp.ChannelPreconditionFailed():
-            return SourceRefused(text)
+            return True, text
         case amqp.ProbableAuthenticationError() | amqp.AuthenticationError() | amqp.ConnectionNotAllowed():
-            return SourceRefused(text)
+            return True, text
         case amqp.InvalidFrameError() if "OpenOk" in text:  # a close, whose reason aiormq does not tell
-            return SourceRefused("there is no such vhost, or this login may not use it")
+            return True, "there is no such vhost, or this login may not use it"
         case _ if isinstance(cause, ssl.SSLCertVerificationError):
-            return SourceRefused(f"the server's certificate is not trusted: {text}")
-    return SourceUnavailable(text)  # also a queue whose node is down, which is said with 404, too
+            return True, f"the server's certificate is not trusted: {text}"
+    return False, text  # also a queue whose node is down, which is said with 404, too
+
+
+def check_server(how: Server, insecure: bool) -> None:
+    """ValueError that names the option."""
+    try:
+        parts = urlsplit(how.url)
+        valid = parts.scheme in ("amqp", "amqps") and parts.hostname and parts.port != 0 and not (parts.query or parts.fragment)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError("url must look like amqp://127.0.0.1:5672 or amqps://user:password@host:5671/vhost")
+    if parts.scheme == "amqp" and not insecure and not loopback(parts.hostname or ""):
+        raise ValueError(
+            f"url is another machine ({parts.hostname}): it needs TLS, like amqps://user:password@{parts.hostname}:5671. "
+            "In a network where nobody else listens, say insecure = true."
+        )
+    if bool(how.cert) != bool(how.cert_key):
+        raise ValueError("cert and cert_key belong together")
+    if (how.ca or how.cert) and parts.scheme != "amqps":
+        raise ValueError("ca and cert are for amqps://")
