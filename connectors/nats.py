@@ -19,20 +19,18 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..buses.access import Access
 from ..buses.store import stored
 from ..errors import BusRefused, SourceRefused
 from ..event import CloudEvent
-from ..options import bus_url, check_remote
 from ..topics import overlap
 from .batch import Refused
 from .nats_parts.consumer import ConsumerSource, partition
 from .nats_parts.core import CoreSource
 from .nats_parts.inbox import Inbox, source_errors
 from .nats_parts.messages import Message, stored_message, text, translate
+from .nats_parts.server import check_server, connected
 from .pump import Positions, Source
 
 if TYPE_CHECKING:  # nats-py takes 0.2 s to import: open() pays
@@ -40,7 +38,6 @@ if TYPE_CHECKING:  # nats-py takes 0.2 s to import: open() pays
 
 log = logging.getLogger(__name__)
 
-CONNECT = 5.0  # seconds for a connection
 LOOK = 2.0  # seconds that peek() listens to plain subjects
 NO_CONSUMER, NO_STREAM = 10014, 10059  # JetStream's err_codes
 _NAME = re.compile(r"[^\s.*>/\\\x00-\x1f\x7f]{1,255}")
@@ -70,7 +67,7 @@ class NatsConnector:
     event_type: str = "nats.message"
 
     def __post_init__(self) -> None:
-        for name, check in (("url", self._check_url), ("stream", self._check_kind), ("subjects", self._check_subjects)):
+        for name, check in (("url", self._check_server), ("stream", self._check_kind), ("subjects", self._check_subjects)):
             try:
                 check()
             except ValueError as error:
@@ -80,9 +77,8 @@ class NatsConnector:
         if not self.event_type:
             raise ValueError("event_type must not be empty")
 
-    def _check_url(self) -> None:
-        bus_url(self.url)
-        check_remote(self.url, self.insecure, login=self.credentials is not None, where="")
+    def _check_server(self) -> None:
+        check_server(self)
 
     def _check_kind(self) -> None:
         if bool(self.stream) == bool(self.core):
@@ -115,7 +111,7 @@ class NatsConnector:
         """Gone for good when its connection is: the next open() makes a new one. Raises SourceUnavailable, SourceRefused."""
         async with AsyncExitStack() as stack:
             with source_errors():  # around nothing that speaks to the other bus, which is published to: its errors are its own
-                connection = await self._connect(stack)
+                connection = await connected(self, "broker_faas connector", stack)
                 info = {} if self.core else await self._consumer(connection)
             inbox = Inbox()
             connection.listeners.add(inbox)
@@ -133,18 +129,9 @@ class NatsConnector:
         """JetStream: read from the stream, behind what the consumer has acknowledged. core: what comes within LOOK seconds."""
         async with AsyncExitStack() as stack:
             with source_errors():
-                connection = await self._connect(stack)
+                connection = await connected(self, "broker_faas connector", stack)
                 messages = await (self._listen(connection, n) if self.core else self._lookup(connection, n))
         return [(text(message.subject), translate(message, source, self.event_type)) for message in messages]
-
-    async def _connect(self, stack: AsyncExitStack) -> Connection:
-        from ..buses.connection import connect
-
-        if self.credentials and not Path(self.credentials).is_file():
-            raise SourceRefused(f"there is no file {self.credentials}; credentials is the path of a .creds file")
-        access = Access(credentials=self.credentials, ca=self.ca)
-        servers = [url.strip() for url in self.url.split(",") if url.strip()]
-        return await stack.enter_async_context(connect(servers, "broker_faas connector", access, CONNECT))
 
     async def _consumer(self, connection: Connection) -> dict[str, Any]:
         """CONSUMER.INFO of what can be read with acknowledgements."""

@@ -236,7 +236,9 @@ class Publisher:
         return f"RabbitMQ refuses what goes to {self._names(key)}: a queue is full, or has failed"
 
     def _names(self, key: str) -> str:
-        return f"exchange {self._exchange!r} with routing key {key!r}" if self._exchange else f"the default exchange with routing key {key!r}"
+        return (
+            f"exchange {self._exchange!r} with routing key {key!r}" if self._exchange else f"the default exchange with routing key {key!r}"
+        )
 
 
 def _text(payload: bytes, at: int) -> tuple[str, int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
-from ...errors import BusRefused, BusUnavailable, ConfigError, SourceError, SourceRefused, SourceUnavailable
+from ...errors import BusRefused, BusUnavailable, ConfigError, SinkRefused, SinkUnavailable, SourceError, SourceRefused, SourceUnavailable
 from .messages import Message
 
 MAX_HELD = 8 << 20  # bytes read and not acknowledged, or, of plain subjects, not read yet; and one message, however large
@@ -59,14 +59,23 @@ class Inbox:
         self.fail(SourceRefused(f"this NATS user may not publish to {subject}, which reading needs; grant it in the server's permissions"))
 
 
-@contextmanager
-def source_errors() -> Iterator[None]:
+def source_errors() -> AbstractContextManager[None]:
     """What our own client says of a bus, said of a source."""
+    return _errors(SourceUnavailable, SourceRefused)
+
+
+def sink_errors() -> AbstractContextManager[None]:
+    """What our own client says of a bus, said of a sink."""
+    return _errors(SinkUnavailable, SinkRefused)
+
+
+@contextmanager
+def _errors(unavailable: type[Exception], refused: type[Exception]) -> Iterator[None]:
     try:
         yield
     except BusRefused as error:
-        raise SourceRefused(str(error).replace(" of the bus", "")) from None
+        raise refused(str(error).replace(" of the bus", "")) from None
     except BusUnavailable as error:
-        raise SourceUnavailable(str(error)) from None
+        raise unavailable(str(error)) from None
     except ConfigError as error:
-        raise SourceRefused(str(error).replace("TLS files of the bus", "TLS files")) from None
+        raise refused(str(error).replace("TLS files of the bus", "TLS files")) from None

@@ -6,18 +6,15 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import msgspec
-
-from ...attributes import kind
 from ...errors import EventInvalid
 from ...event import CloudEvent
 from ...layout import header_lines
+from ...nats_binding import from_nats
 from ..batch import Refused
 
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_REQUIRED = {"ce-id", "ce-source", "ce-type", "ce-specversion"}
 
 
 class Message(NamedTuple):
@@ -42,12 +39,11 @@ def stored_message(stream: str, sequence: int, microseconds: int, subject: bytes
 
 def translate(message: Message, source: str, event_type: str) -> CloudEvent | Refused:
     """Pure. Of a message that is no CloudEvent: its data, as one of `source`."""
-    lines = header_lines(message.headers) if message.headers else []
-    headers = dict(reversed(lines))  # the first of several
     try:
+        if event := from_nats(message.headers, message.data):
+            return event
+        headers = _fields(message)
         content_type = headers.get("content-type", "")
-        if not _REQUIRED.isdisjoint(headers) or kind(content_type) != "binary" or (not content_type and _says_so(message.data)):
-            return CloudEvent.from_headers(message.headers, message.data)
         trace = headers.get("traceparent", "")
         return CloudEvent(
             type=event_type,
@@ -60,26 +56,14 @@ def translate(message: Message, source: str, event_type: str) -> CloudEvent | Re
             traceparent=trace if _TRACE.fullmatch(trace) else None,
         )
     except EventInvalid as error:
-        return Refused(message.id, str(error), headers, message.data)
+        return Refused(message.id, str(error), _fields(message), message.data)
     except UnicodeDecodeError:
-        return Refused(message.id, f"the subject is not UTF-8: {text(message.subject)!r:.200}", headers, message.data)
+        return Refused(message.id, f"the subject is not UTF-8: {text(message.subject)!r:.200}", _fields(message), message.data)
 
 
-class _Probe(msgspec.Struct):
-    specversion: Any = None
-
-
-_PROBE = msgspec.json.Decoder(_Probe)
-
-
-def _says_so(data: bytes) -> bool:
-    """Whether it is a JSON object with a member `specversion`, as CloudEvents 1.0.2 go over NATS: without any header."""
-    if b'"specversion"' not in data or data.lstrip()[:1] != b"{":
-        return False
-    try:
-        return _PROBE.decode(data).specversion is not None
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return False
+def _fields(message: Message) -> dict[str, str]:
+    """By lower-case name, the first of several."""
+    return dict(reversed(header_lines(message.headers))) if message.headers else {}
 
 
 def text(subject: bytes) -> str:

@@ -1,10 +1,11 @@
-"""Another NATS in tests: what the contract of connectors asks of a system, of one JetStream stream and a durable consumer on it."""
+"""Another NATS in tests: what the contracts ask of a system, of a JetStream stream with a durable consumer, and of one to send to."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 import nats
@@ -14,10 +15,14 @@ from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from broker_faas.connectors.nats import NatsConnector
+from broker_faas.connectors.sinks.nats import NatsSink
 from broker_faas.event import CloudEvent
+from broker_faas.nats_binding import from_nats
+from tests.helpers import eventually
 from tests.proxy import Proxy
 
 STREAM, CONSUMER, SUBJECT = "orders", "faas", "orders.made"
+OUT, TARGETS = "out", ["orders.done", "orders.done.>", "out.>"]  # what a sink may send to
 
 
 @asynccontextmanager
@@ -26,6 +31,7 @@ async def nats_system(url: str) -> AsyncIterator[NatsSystem]:
     client = await nats.connect(url)
     try:
         await client.jetstream().add_stream(name=STREAM, subjects=[SUBJECT])
+        await client.jetstream().add_stream(name=OUT, subjects=TARGETS)
         async with Proxy(urlsplit(url).port or 4222).open() as proxy:
             yield NatsSystem(client.jetstream(), proxy.url(url), proxy)
     finally:
@@ -33,7 +39,7 @@ async def nats_system(url: str) -> AsyncIterator[NatsSystem]:
 
 
 class NatsSystem:
-    """tests/contract/test_connectors.py: System. url: through the proxy, for the connector; the test does not go through it."""
+    """tests/contract/: System. url: through the proxy, for the driver; the test does not go through it."""
 
     replayable = False
     """The stream has what was acknowledged, but its consumer, which says where reading goes on, does not go back."""
@@ -72,3 +78,36 @@ class NatsSystem:
 
     async def cut(self) -> None:
         self._proxy.cut()
+
+    # --- as a sink ---
+
+    def sink(self, **options: Any) -> NatsSink:
+        return NatsSink(**{"url": self._url} | options)
+
+    async def received(self, target: str, n: int) -> list[tuple[str | None, CloudEvent]]:
+        """NATS has no keys: what the events say."""
+
+        async def there() -> bool:
+            info = await self._jetstream.stream_info(OUT, subjects_filter=target)
+            return sum((info.state.subjects or {}).values()) >= n
+
+        await eventually(there, 30)
+        found: list[CloudEvent] = []
+        seq = 1
+        with suppress(NotFoundError):
+            while True:
+                message = await self._jetstream.get_msg(OUT, seq=seq, next=True, subject=target)
+                lines = "".join(f"{name}: {value}\r\n" for name, value in (message.headers or {}).items())
+                event = from_nats(lines.encode(), message.data or b"")
+                assert event is not None
+                found.append(event)
+                seq = (message.seq or seq) + 1
+        return [(event.partitionkey, event) for event in found]
+
+    async def stop_server(self) -> None:
+        """As far as the driver can see."""
+        self._proxy.accepting = False
+        self._proxy.cut()
+
+    async def start_server(self) -> None:
+        self._proxy.accepting = True

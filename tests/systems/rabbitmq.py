@@ -1,4 +1,4 @@
-"""RabbitMQ in tests: what the contract of connectors asks of a system, of one durable classic queue."""
+"""RabbitMQ in tests: what the contracts ask of a system, of a durable classic queue to read and a topic exchange to send to."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 from cloudevents.core.bindings.rabbitmq import to_binary_event
 from cloudevents.core.v1.event import CloudEvent as SdkEvent
 from pamqp.commands import Basic
 
+from broker_faas.amqp_binding import from_amqp
 from broker_faas.connectors.rabbitmq import RabbitmqConnector
+from broker_faas.connectors.sinks.rabbitmq import RabbitmqSink
 from broker_faas.event import CloudEvent
+from tests.helpers import eventually
 from tests.proxy import Proxy
 from tests.rabbitmq_server import Rabbit
 
@@ -21,15 +25,21 @@ from tests.rabbitmq_server import Rabbit
 @asynccontextmanager
 async def rabbitmq_system(rabbit: Rabbit) -> AsyncIterator[RabbitmqSystem]:
     queue = f"q{secrets.token_hex(4)}"
-    await rabbit.declare(queue)
+    exchange, out = f"x-{queue}", f"out-{queue}"
+    await rabbit.declare(queue, out)
+    async with rabbit.channel() as channel:
+        await channel.exchange_declare(exchange, exchange_type="topic", durable=True)
+        await channel.queue_bind(out, exchange, "#")
     async with Proxy(urlsplit(rabbit.url).port or 5672).open() as proxy:
         yield RabbitmqSystem(rabbit, queue, proxy)
     async with rabbit.channel() as channel:
-        await channel.queue_delete(queue)
+        await channel.exchange_delete(exchange)
+        for name in (queue, out):
+            await channel.queue_delete(name)
 
 
 class RabbitmqSystem:
-    """tests/contract/test_connectors.py: System. The connector's connections go through the proxy, and those of the test do not.
+    """tests/contract/: System. The driver's connections go through the proxy, and those of the test do not.
 
     Foreign messages have a `message_id`: the broker has no name for a message, so one without is another event when it comes again.
     """
@@ -42,6 +52,7 @@ class RabbitmqSystem:
         self._queue = queue
         self._proxy = proxy
         self._produced = 0
+        self._received: list[tuple[str, str | None, CloudEvent]] = []
 
     async def produce(self, *data: bytes) -> None:
         named = [(one, Basic.Properties(delivery_mode=2, message_id=f"{self._queue}-{n}")) for n, one in enumerate(data, self._produced)]
@@ -72,3 +83,32 @@ class RabbitmqSystem:
 
     async def cut(self) -> None:
         self._proxy.cut()
+
+    # --- as a sink ---
+
+    def sink(self, **options: Any) -> RabbitmqSink:
+        """Whatever its target, an event comes to one queue."""
+        return RabbitmqSink(**{"url": self._proxy.url(self._rabbit.url), "exchange": f"x-{self._queue}"} | options)
+
+    async def received(self, target: str, n: int) -> list[tuple[str | None, CloudEvent]]:
+        async with self._rabbit.channel() as channel:
+
+            async def there() -> bool:
+                while (message := await channel.basic_get(f"out-{self._queue}", no_ack=True)).delivery_tag is not None:
+                    headers = message.header.properties.headers or {}
+                    event = from_amqp(headers, message.header.properties.content_type, message.body)
+                    assert event is not None
+                    key = next((str(value) for name, value in headers.items() if name.endswith("partitionkey")), None)
+                    self._received.append((str(message.routing_key), key, event))
+                return len([one for one in self._received if one[0] == target]) >= n
+
+            await eventually(there, 30)
+        return [(key, event) for name, key, event in self._received if name == target]
+
+    async def stop_server(self) -> None:
+        """As far as the driver can see."""
+        self._proxy.accepting = False
+        self._proxy.cut()
+
+    async def start_server(self) -> None:
+        self._proxy.accepting = True

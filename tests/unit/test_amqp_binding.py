@@ -116,3 +116,23 @@ def test_the_same_attribute_in_two_spellings_is_read_once() -> None:
 def test_a_name_that_no_header_has_room_for_is_refused() -> None:
     with pytest.raises(EventInvalid, match="has room for 252"):
         to_amqp(CloudEvent(**CORE, **{"a" * 253: "x"}))
+
+
+@pytest.mark.parametrize("prefix", ["ce-", "ce_", "cloudEvents_", "cloudEvents:"])
+@given(made=events())
+def test_an_event_survives_in_any_spelling(made: CloudEvent, prefix: str) -> None:
+    written, content_type, body = to_amqp(made, prefix=prefix)
+    read = from_amqp(written, content_type, body)
+
+    assert all(name.startswith(prefix) for name in written)
+    assert read is not None
+    assert read.attributes == made.attributes
+
+
+def test_a_structured_message_has_its_key_where_exchanges_see_it() -> None:
+    assert to_amqp(CloudEvent(**CORE, partitionkey="é"), structured=True)[0] == {"ce-partitionkey": "é"}
+
+
+def test_a_content_type_that_amqp_has_no_room_for_is_refused() -> None:
+    with pytest.raises(EventInvalid, match="has room for 255"):
+        to_amqp(CloudEvent(**CORE, datacontenttype="a/b;c=" + "x" * 250))
