@@ -6,7 +6,7 @@ core       delivered is what the server has taken: who subscribes gets it, and i
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from ...buses.connection import Connection
 
 MAX_WAVE = 500  # messages, and
-MAX_BYTES = 8 << 20  # bytes that are in flight
-PATIENCE = 10.0  # seconds for the answers to them
+MAX_BYTES = 4 << 20  # bytes that are in flight
+PATIENCE = 10.0  # seconds for the answers to them, beside the time that they take on the slowest link on which it still works:
+SLOWEST = 256 << 10  # bytes a second
 _HEAD = len("NATS/1.0\r\nNats-Msg-Id: \r\n\r\n") + 32  # bytes of a message beside its headers and data
 _FULL = {10077, 10023, 10047, 10028}  # JetStream's err_codes
 _TOO_LARGE = 10054
@@ -65,6 +66,8 @@ class NatsSink:
 
 class _Session:
     """connectors/sink.py: Sink. Also connection.Listener."""
+
+    most = 1000
 
     def __init__(self, how: NatsSink, connection: Connection) -> None:
         self._how, self._connection = how, connection
@@ -107,7 +110,7 @@ class _Session:
         records = list(wave.values())
         async with self._connection.expect([record.subject for record in records]) as replies:
             self._write([frame(record, f"{replies.prefix}{n}", b"") for n, record in enumerate(records)])
-            await replies.wait(PATIENCE)
+            await replies.wait(_patience(records))
             self._check()
         for n, (position, record) in enumerate(wave.items()):
             if n in replies.denied:
@@ -121,8 +124,8 @@ class _Session:
 
         self._denied.clear()
         self._write([frame(record, "", b"") for record in wave.values()])
-        if not await self._connection.flush(PATIENCE):
-            raise SinkUnavailable(f"NATS did not answer within {PATIENCE:g} s")
+        if not await self._connection.flush(seconds := _patience(wave.values())):
+            raise SinkUnavailable(f"NATS did not answer within {seconds:g} s")
         self._check()
         for position, record in wave.items():
             if record.subject.lower() in self._denied:
@@ -149,6 +152,10 @@ class _Session:
         self._denied.add(subject)
 
 
+def _patience(records: Iterable[Record]) -> float:
+    return PATIENCE + sum(len(record.headers) + len(record.data) for record in records) / SLOWEST
+
+
 def _denied(subject: str) -> Undelivered:
     return Undelivered(f"this NATS user may not publish to {subject}; grant it in the server's permissions")
 
@@ -158,7 +165,7 @@ def _outcome(subject: str, answer: tuple[bytes, bytes] | None) -> Undelivered | 
     from ...buses.records import verdict
 
     if answer is None:
-        return Undelivered(f"the stream on {subject} did not answer within {PATIENCE:g} s")
+        return Undelivered(f"the stream on {subject} did not answer")
     code, text, _ = verdict(*answer)
     if code == 0:
         return None

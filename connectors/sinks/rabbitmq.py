@@ -66,6 +66,8 @@ class RabbitmqSink:
 class _Session:
     """connectors/sink.py: Sink."""
 
+    most = 1000
+
     def __init__(self, how: RabbitmqSink, connection: AbstractConnection, publisher: Publisher) -> None:
         self._how, self._connection, self._publisher = how, connection, publisher
         self._room = room_for(connection.connection_tune.frame_max)
