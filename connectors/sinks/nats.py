@@ -76,6 +76,7 @@ class _Session:
 
     async def send(self, events: Sequence[Outgoing]) -> Sequence[Undelivered | None]:
         outcomes: list[Undelivered | None] = [None] * len(events)
+        self._denied.clear()
         wave: dict[int, Record] = {}  # by position
         size = 0
         for position, (target, event) in enumerate(events):
@@ -122,7 +123,6 @@ class _Session:
         """A server handles what comes on a connection in its order: with its PONG it has taken, or denied, all before."""
         from ...buses.records import frame
 
-        self._denied.clear()
         self._write([frame(record, "", b"") for record in wave.values()])
         if not await self._connection.flush(seconds := _patience(wave.values())):
             raise SinkUnavailable(f"NATS did not answer within {seconds:g} s")

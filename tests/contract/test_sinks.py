@@ -20,6 +20,8 @@ from broker_faas.retry import RetryPolicy
 from tests.helpers import eventually
 from tests.sinks import ScriptedSink
 from tests.systems.kafka import kafka_system
+from tests.systems.nats import nats_system
+from tests.systems.rabbitmq import rabbitmq_system
 
 pytestmark = pytest.mark.timeout(240)  # a real system takes its time to start
 
@@ -72,13 +74,19 @@ async def scripted_system(server: str) -> AsyncIterator[SinkSystem]:
     yield ScriptedSystem()
 
 
-SYSTEMS: dict[str, Make] = {"scripted": scripted_system, "kafka": kafka_system}
+SYSTEMS: dict[str, Make] = {"scripted": scripted_system, "kafka": kafka_system, "rabbitmq": rabbitmq_system, "nats": nats_system}
 """{fixture that is a server, or has its address: what makes a system there}."""
 
 
 @pytest.fixture
 def scripted() -> str:
     return "here"
+
+
+@pytest.fixture
+def nats(bus_url: str) -> str:
+    """Another account is another NATS."""
+    return bus_url
 
 
 @pytest.fixture(params=SYSTEMS)

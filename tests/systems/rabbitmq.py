@@ -90,6 +90,9 @@ class RabbitmqSystem:
         """Whatever its target, an event comes to one queue."""
         return RabbitmqSink(**{"url": self._proxy.url(self._rabbit.url), "exchange": f"x-{self._queue}"} | options)
 
+    async def target(self) -> str:
+        return "orders.done"
+
     async def received(self, target: str, n: int) -> list[tuple[str | None, CloudEvent]]:
         async with self._rabbit.channel() as channel:
 
@@ -105,10 +108,9 @@ class RabbitmqSystem:
             await eventually(there, 30)
         return [(key, event) for name, key, event in self._received if name == target]
 
-    async def stop_server(self) -> None:
-        """As far as the driver can see."""
+    def away(self) -> None:
         self._proxy.accepting = False
         self._proxy.cut()
 
-    async def start_server(self) -> None:
+    def back(self) -> None:
         self._proxy.accepting = True
