@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -27,7 +28,6 @@ from broker_faas.buses.nats import NatsBus
 from broker_faas.connectors.batch import Route
 from broker_faas.connectors.kafka import KafkaConnector
 from broker_faas.connectors.pump import Pump
-from broker_faas.layout import EVENTS, position_subject
 from tests import kafka_server
 
 from . import servers
@@ -45,13 +45,8 @@ class Rate(NamedTuple):
 
 async def ours(kafka: str, url: str, group: str) -> Rate:
     async with NatsBus(url).open() as bus:
-
-        async def positions(partition: str) -> str | None:
-            found = await store.stored(bus, EVENTS, last_by_subj=position_subject("c", partition))
-            return found.data.decode() if found else None
-
         options = KafkaConnector(servers=kafka, group=group, topics=(TOPIC,), batch=BATCH)
-        pump = Pump(options, Route(name="c", source="/bench", to=TOPIC), bus, positions)
+        pump = Pump(options, Route(name="c", source="/bench", to=TOPIC), bus, partial(store.position, bus, "c"))
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(pump.run(stop))

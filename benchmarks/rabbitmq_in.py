@@ -17,7 +17,7 @@ from time import monotonic
 import aio_pika
 
 from benchmarks import servers
-from broker_faas.bus import Bus
+from broker_faas.bus import Bus, Position
 from broker_faas.buses.nats import NatsBus
 from broker_faas.connectors.batch import Route
 from broker_faas.connectors.pump import Pump
@@ -46,8 +46,8 @@ async def fill(url: str, kind: str, count: int) -> None:
 
 
 async def ours(url: str, bus: Bus, count: int) -> None:
-    async def none(partition: str) -> str | None:
-        return None
+    async def none(partition: str) -> Position:
+        return Position()
 
     pump = Pump(RabbitmqConnector(url=url, queue=QUEUE), Route(name="bench", source="/bench"), bus, none)
     stop = asyncio.Event()

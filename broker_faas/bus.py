@@ -76,6 +76,13 @@ class Lag:
         return self.waiting + self.in_progress + self.scheduled
 
 
+class Position(NamedTuple):
+    """How far a partition of a source is stored. said: None if nothing is. sequence: of the record that says so; 0: there is none."""
+
+    said: str | None = None
+    sequence: int = 0
+
+
 class Subscription(Protocol):
     """Deliveries of one queue. Iterate for batches; iteration ends after stop()."""
 
@@ -94,10 +101,13 @@ class Subscription(Protocol):
 
 
 class Bus(Protocol):
-    async def publish(self, records: Sequence[Record], *, output: bool = False) -> int:
+    async def publish(self, records: Sequence[Record], *, output: bool = False, last: dict[str, int] | None = None) -> int:
         """Return when all are on disk: how many of them were duplicates. Order is kept; a position (`pos.`) is stored if all before it are.
 
         output: made by a function (an output, retry or dead letter): may use the last 15 % of the space.
+        last: {subject of a position among these: sequence of the last record there, 0 if there is none}. Then all that is no duplicate
+        is stored, or nothing: raises Overtaken if another record lies there. Has the new sequences afterwards. A position's id must name
+        the sequence it follows, so that one that is stored already is told from another's.
         Raises EventTooLarge before anything is sent, BusUnavailable, BusFull, BusRefused.
         """
 

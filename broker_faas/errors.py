@@ -9,6 +9,7 @@ FaasError
 ├── BusError           the bus's answer, not the event's fault
 │   ├── BusUnavailable     try again later; nothing is known to be stored; exit 75
 │   ├── BusFull            no space: back-pressure, try again when the reaper has freed some; exit 75
+│   ├── Overtaken          somebody else has stored a position meanwhile: read it anew, and go on behind it
 │   └── BusRefused         permissions or a missing stream: an operator mends it; exit 78
 ├── SourceError        what a connector reads from
 │   ├── SourceUnavailable  try again later
@@ -69,6 +70,10 @@ class BusUnavailable(BusError):
 
 class BusFull(BusError):
     """No space left for this kind of event. Of several that were published together, others may be stored."""
+
+
+class Overtaken(BusError):
+    """A position of the publish is not behind the one that its caller knows: another has stored what lies between. Nothing is stored."""
 
 
 class BusRefused(BusError):

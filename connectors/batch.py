@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ..bus import Record
 from ..errors import EventError, TopicInvalid
 from ..event import CloudEvent
-from ..layout import event_records, position_record, quarantine_record
+from ..layout import event_records, position_record, position_subject, quarantine_record
 from ..topics import check_topic
 from ..where import Filter
 
@@ -45,8 +46,18 @@ class Route:
     where: Filter | None = None
 
 
+@dataclass(slots=True)
+class Known:
+    """What a connector knows of a partition since it asked: the sequence of the last position record, 0 if there was none."""
+
+    sequence: int
+
+
 class Ready(NamedTuple):
-    """A batch as it goes to the bus. events: and behind them the positions. stored: of events, those that are."""
+    """A batch as it goes to the bus. events: and behind them the positions. stored: of events, those that are.
+
+    known: by partition, what was known of it when the batch was read, and is by what was stored since.
+    """
 
     quarantine: list[Record]
     events: list[Record]
@@ -54,6 +65,7 @@ class Ready(NamedTuple):
     stored: int
     filtered: int = 0
     quarantined: int = 0
+    known: Mapping[str, Known] = MappingProxyType({})
 
 
 def records(route: Route, batch: Batch, now: float) -> Ready:
@@ -102,6 +114,21 @@ def smaller(route: Route, ready: Ready, limit: int, now: float) -> Ready:
         stored=ready.stored - len(large),
         quarantined=ready.quarantined + len(large),
     )
+
+
+def following(route: Route, ready: Ready) -> tuple[list[Record], dict[str, int]]:
+    """What is published, and by the subject of each position in it, the sequence that it must follow. Pure.
+
+    A position that follows another one is another record: an operator who sets a source back within two minutes gets it stored again.
+    """
+    last = {position_subject(route.name, partition): known.sequence for partition, known in ready.known.items()}
+    if not last:
+        return ready.events, last
+    events = [
+        record if (sequence := last.get(record.subject)) is None else record._replace(msg_id=f"{record.msg_id}:{sequence}")
+        for record in ready.events
+    ]
+    return events, last
 
 
 def _size(record: Record) -> int:

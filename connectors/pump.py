@@ -5,6 +5,7 @@
 
 One batch is stored at a time, so the bus has a source's order, whatever fails meanwhile. A bus that is full or away stops the reading:
 a source is never read faster than what it gives is on disk.
+Each batch says which position it follows, and the bus stores it only if that is so (decision 12): who was overtaken reads anew.
 Drivers: kafka.py and its neighbours; their contract: tests/contract/test_connectors.py.
 """
 
@@ -18,11 +19,11 @@ from dataclasses import dataclass, field
 from time import time
 from typing import Protocol, TypeVar
 
-from ..bus import Bus
-from ..errors import BusFull, BusUnavailable, EventTooLarge, SourceError, SourceUnavailable
+from ..bus import Bus, Position
+from ..errors import BusFull, BusUnavailable, EventTooLarge, Overtaken, SourceError, SourceUnavailable
 from ..event import CloudEvent
 from ..service import Stuck, first
-from .batch import Batch, Ready, Refused, Route, records, smaller
+from .batch import Batch, Known, Ready, Refused, Route, following, records, smaller
 
 log = logging.getLogger(__name__)
 
@@ -82,14 +83,17 @@ class Status:
 
 @dataclass
 class Pump:
-    """A service for one connector. positions: see Positions; what it says is what this pump has published as position records."""
+    """A service for one connector. position: asks the bus for that of a partition, which is what pumps have published as its record."""
 
     connector: Connector
     route: Route
     bus: Bus
-    positions: Positions
+    position: Callable[[str], Awaitable[Position]]
     status: Status = field(default_factory=Status)
     _moved: float = field(default=0.0, init=False)  # loop time of the last batch that was stored
+    _known: dict[str, Known] = field(default_factory=dict, init=False)  # by partition, since its driver last asked
+    _unstored: int = field(default=0, init=False)  # batches that were read
+    _settled: asyncio.Event = field(default_factory=asyncio.Event, init=False)  # there are none
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`; then what was read is stored and acknowledged. Raises SourceRefused, BusRefused, Stuck: they end the process."""
@@ -99,7 +103,7 @@ class Pump:
             began = loop.time()
             try:
                 await self._session(stop)
-            except (SourceUnavailable, BusUnavailable) as error:  # the bus: for the positions that open() asks
+            except (SourceUnavailable, BusUnavailable, Overtaken) as error:  # BusUnavailable: for the positions that open() asks
                 self.status.state, self.status.error = "connecting", str(error)
                 pause = LEAST_PAUSE if loop.time() - began > REMEMBERED else min(LONGEST_PAUSE, pause * 2)
                 log.warning("source is opened again", extra={"connector": self.route.name, "reason": str(error), "retry_s": pause})
@@ -108,10 +112,12 @@ class Pump:
 
     async def _session(self, stop: asyncio.Event) -> None:
         self._moved = asyncio.get_running_loop().time()
+        self._known, self._unstored = {}, 0
+        self._settled.set()
         ours: list[asyncio.Task[object]] = []
         cancelled = False
         try:
-            async with self.connector.open(self.route.source, self.positions) as source, asyncio.TaskGroup() as tasks:
+            async with self.connector.open(self.route.source, self._begin) as source, asyncio.TaskGroup() as tasks:
                 try:
                     await self._read(source, stop, tasks, ours)
                 except asyncio.CancelledError:  # by whoever runs this, or by the group, since something in it has failed
@@ -158,14 +164,30 @@ class Pump:
         for task in others:
             task.cancel()
 
+    async def _begin(self, partition: str) -> str | None:
+        """Positions of this pump. What it reads from now on follows what it finds here.
+
+        What was read before keeps what was known then: another may have stored it meanwhile, and then the bus must refuse it. It is
+        waited for, so that the partition goes on behind it.
+        """
+        await self._settled.wait()
+        said, sequence = await self.position(partition)
+        self._known[partition] = Known(sequence)
+        return said
+
     async def _next(self, batches: AsyncIterator[Batch]) -> Ready | SourceError | None:
         """An error is told, not raised: the batch before it is still being stored."""
         try:
             batch = await anext(batches, None)
         except SourceError as error:
             return error
+        if batch is None:
+            return None
+        self._unstored += 1
+        self._settled.clear()
+        known = {one: self._known[one] for one in batch.positions if one in self._known}
         # crash point: pump-read
-        return None if batch is None else records(self.route, batch, time())
+        return records(self.route, batch, time())._replace(known=known)
 
     async def _store(self, ready: Ready) -> None:
         """Until it is on disk: nothing is acknowledged before, and nothing behind it is stored first."""
@@ -173,10 +195,12 @@ class Pump:
         while True:
             try:
                 if ready.quarantine:  # first: the position behind it speaks for it, too
+                    await self._check(ready)
                     await self.bus.publish(ready.quarantine)
                     ready = ready._replace(quarantine=[])
                 # crash point: pump-quarantined
-                repeated = await self.bus.publish(ready.events)
+                events, last = following(self.route, ready)
+                repeated = await self.bus.publish(events, last=last)
                 break
             except EventTooLarge as error:  # than this server takes, which may be less than the bus is made for
                 ready = smaller(self.route, ready, error.limit or error.size - 1, time())
@@ -186,6 +210,11 @@ class Pump:
                 await asyncio.sleep(pause)
                 pause = min(LONGEST_PAUSE, pause * 2)
         # crash point: pump-stored
+        for known, sequence in zip(ready.known.values(), last.values(), strict=True):
+            known.sequence = sequence
+        self._unstored -= 1
+        if not self._unstored:
+            self._settled.set()
         status = self.status
         status.state = "reading"
         status.read += ready.stored + ready.filtered + ready.quarantined
@@ -194,6 +223,12 @@ class Pump:
         status.quarantined += ready.quarantined
         status.repeated += repeated
         self._moved = asyncio.get_running_loop().time()
+
+    async def _check(self, ready: Ready) -> None:
+        """No batch of the bus spans two streams: what is quarantined is sent if nobody was faster, and not refused if somebody was."""
+        for partition, known in ready.known.items():
+            if (await self.position(partition)).sequence != known.sequence:
+                raise Overtaken(f"another has stored a position of {partition} since this one was read")
 
     async def _watch(self, source: Source) -> None:
         """Connected but stuck is an exit, not silence: two looks in a row at a source that has something and gives nothing."""

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from broker_faas.bus import Record
+from broker_faas.bus import Position, Record
 from broker_faas.connectors.batch import Batch, Refused
 from broker_faas.connectors.pump import Positions
-from broker_faas.errors import EventTooLarge, SourceUnavailable
+from broker_faas.errors import EventTooLarge, Overtaken, SourceUnavailable
 from broker_faas.event import CloudEvent
 from broker_faas.layout import position_subject
 
@@ -92,14 +92,20 @@ class Store:
         self.gate.set()
         self.largest = 1 << 30
 
-    async def publish(self, records: Sequence[Record], *, output: bool = False) -> int:
+    async def publish(self, records: Sequence[Record], *, output: bool = False, last: dict[str, int] | None = None) -> int:
+        """last: as bus.Bus has it; a record's sequence is its place here, from 1."""
         await self.gate.wait()
         if self.fails and (error := self.fails.pop(0)):
             raise error
         if large := [len(record.data) for record in records if len(record.data) > self.largest]:
             raise EventTooLarge(large[0], self.largest)
         known = {record.msg_id for record in self.records}
-        self.records += [record for record in records if record.msg_id not in known]
+        fresh = [record for record in records if record.msg_id not in known]
+        if fresh and any(self._last(subject)[1] != sequence for subject, sequence in (last or {}).items()):
+            raise Overtaken("another was faster")
+        self.records += fresh
+        if last:
+            last |= {subject: self._last(subject)[1] for subject in last}
         return sum(record.msg_id in known and record.subject.startswith("ev.") for record in records)
 
     def on(self, prefix: str) -> list[Record]:
@@ -109,6 +115,10 @@ class Store:
     def events(self) -> list[str]:
         return [CloudEvent.from_headers(record.headers, record.data).id for record in self.on("ev.")]
 
-    async def position(self, partition: str) -> str | None:
-        found = [record for record in self.records if record.subject == position_subject("c", partition)]
-        return found[-1].data.decode() if found else None
+    async def position(self, partition: str) -> Position:
+        said, sequence = self._last(position_subject("c", partition))
+        return Position(said.decode() if sequence else None, sequence)
+
+    def _last(self, subject: str) -> tuple[bytes, int]:
+        found = [(record.data, n) for n, record in enumerate(self.records, 1) if record.subject == subject]
+        return found[-1] if found else (b"", 0)

@@ -13,18 +13,22 @@ from ..errors import FaasError
 class Call(msgspec.Struct, gc=False, eq=False):
     """One publish() to one stream: its outcome is its own, whatever happens to the others in its group.
 
-    left: records without an answer. deadline: loop time.
+    left: records without an answer. deadline: loop time. last: as in bus.Bus.publish(); such a call is stored whole, or not.
     """
 
     left: int
     deadline: float
     outcome: asyncio.Future[int]
     duplicates: int = 0
+    last: dict[str, int] | None = None
+    stored_at: dict[str, int] = {}  # sequences of the new positions
 
     def stored(self, duplicate: bool) -> None:
         self.left -= 1
         self.duplicates += duplicate
         if not self.left and not self.outcome.done():
+            if self.last:
+                self.last |= self.stored_at
             self.outcome.set_result(self.duplicates)
 
     def failed(self, error: Exception) -> None:
@@ -60,9 +64,17 @@ class Item(msgspec.Struct, gc=False, eq=False):
     def joined(self, other: Item) -> None:
         self.others = [*(self.others or ()), other.call]
 
-    def stored(self, duplicate: bool) -> None:
+    @property
+    def position(self) -> bool:
+        """One that must follow the last of its subject."""
+        return self.call.last is not None and self.record.subject in self.call.last
+
+    def stored(self, duplicate: bool, sequence: int) -> None:
+        """sequence: of the record, on the bus."""
         if not self.ended:
             self.ended = True
+            if self.call.last and self.position:
+                self.call.stored_at[self.record.subject] = sequence
             self.call.stored(duplicate and not self.resent)
             for call in self.others or ():
                 call.stored(True)

@@ -6,6 +6,9 @@ more as an atomic batch (ADR-50): with every record fsynced, one costs 0.6 ms pl
 A batch that holds a duplicate is rejected whole, without saying which record it was: then the records go one by one, and the
 server answers `duplicate` for those it has. No partition has two plain records in flight: were the first refused and the
 second stored, their order would be lost.
+
+A call with positions that must follow the ones it knows (decision 12) always goes as a batch, which the server refuses whole if one
+does not. It never goes one by one: what is in the way is found by a dry run, and the rest goes as a batch again.
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from ..bus import Record
 from ..errors import BusError, BusRefused, BusUnavailable
 from .calls import Call, Item, queued
 from .connection import Connection
-from .records import FULL, LATER, NO_ATOMIC, frame, refusal, verdict
+from .records import DRY, DUPLICATE, FULL, INCOMPLETE, LATER, NO_ATOMIC, NOT_LAST, ROLLUP, Verdict, follows, frame, refusal, verdict
 from .replies import not_permitted
 
 log = logging.getLogger(__name__)
@@ -33,6 +37,7 @@ MAX_QUEUED = 10_000  # records, and
 MAX_QUEUED_BYTES = 32 << 20  # bytes that wait; publish() waits beyond
 SLOWEST = 256 << 10  # bytes a second of a link on which publishing still works
 SPACE_AGE = 1.0  # seconds between looks at the stream's size while publishing
+_DENIED = -1
 
 
 class Lane:
@@ -107,11 +112,20 @@ class Lane:
         """The next group: one record for each message id."""
         group: dict[str, Item] = {}
         size = 0
-        while self._queue and len(group) < MAX_BATCH and (not group or size + self._queue[0].size <= MAX_WRITE):
-            item = self._queue.popleft()
+        call: Call | None = None
+        while self._queue:
+            item = self._queue[0]
+            if item.call is call and call.last:  # stored whole, if it is one batch: only the server's limit cuts it
+                room = len(group) < MAX_BATCH
+            else:
+                room = len(group) + (item.call.left if item.call.last else 1) <= MAX_BATCH and size + item.size <= MAX_WRITE
+            if group and not room:
+                break
+            self._queue.popleft()
             self._queued_bytes -= item.size
             if not item.wanted:
                 continue
+            call = item.call
             first = group.setdefault(item.record.msg_id, item)
             if first is item:
                 size += item.size
@@ -127,7 +141,9 @@ class Lane:
         whole, pause = True, 0.02
         while items := [item for item in items if item.wanted]:
             await self._connection.up.wait()
-            if len(items) > FEW and whole and self._atomic:
+            if self._atomic and any(item.call.last for item in items):
+                later = await self._following(items)
+            elif len(items) > FEW and whole and self._atomic:
                 whole = await self._as_batch(items)
                 later = whole
             else:
@@ -142,13 +158,66 @@ class Lane:
 
     async def _as_batch(self, items: list[Item]) -> bool:
         """All or none. False: the server rejects it as a batch, and one by one will tell which record is to blame."""
+        said = await self._batch(items)
+        if said is None:
+            return True
+        if said.code in FULL and len({item.call for item in items}) == 1:
+            for item in items:
+                item.failed(refusal(said.code, said.text, item.record, self.stream))
+            return True
+        return said.code in LATER or said.code == 0  # else one by one: some calls may fit, and each has its own outcome
+
+    async def _following(self, items: list[Item]) -> bool:
+        """All or none, and only behind the positions that are known. True: what is still wanted has to be sent again, after a pause."""
+        said = await self._batch(items)
+        if said is None or said.code == 0 or said.code in LATER or said.code == NO_ATOMIC:
+            return True
+        calls = [list(some) for _, some in groupby(items, lambda item: id(item.call))]
+        if len(calls) > 1:  # each has its own outcome
+            for some in calls:
+                await self._store(some)
+            return True
+        final = said.code == NOT_LAST or said.code in FULL
+        if final or (await self._dry_run(items) and said.code not in (DUPLICATE, INCOMPLETE, _DENIED)):
+            items[0].failed(refusal(said.code, said.text, items[0].record, self.stream))
+        return True
+
+    async def _dry_run(self, items: list[Item]) -> bool:
+        """Ends what is stored already, or never can be. items: of one call. True: nothing is in the way of any."""
+        async with self._connection.expect([item.record.subject for item in items]) as replies:
+            self._connection.write(b"".join([frame(item.record, f"{replies.prefix}{n}", DRY) for n, item in enumerate(items)]))
+            answered = await replies.wait(self._patience(items))
+        if not answered:
+            return False
+        found = [Verdict(_DENIED) if n in replies.denied else verdict(*answer) for n, answer in enumerate(replies.answers) if answer]
+        stored = [(item, one) for item, one in zip(items, found, strict=True) if one.code == 0]
+        if len(stored) < len(items) and (positions := [item for item, _ in stored if item.position]):
+            # Whoever stored this position stored what is before it: not the same as here.
+            positions[0].failed(refusal(NOT_LAST, "it is stored, with others", positions[0].record, self.stream))
+            return False
+        for item, one in stored:
+            item.stored(True, one.sequence)
+        refused = [(item, one) for item, one in zip(items, found, strict=True) if one.code and one.code != ROLLUP and one.code not in LATER]
+        for item, one in refused:
+            if one.code == _DENIED:
+                item.failed(not_permitted(item.record.subject))
+            elif one.code == 503:
+                await self._exists(items)
+            else:
+                item.failed(refusal(one.code, one.text, item.record, self.stream))
+        return not stored and not refused
+
+    async def _batch(self, items: list[Item]) -> Verdict | None:
+        """One atomic batch. None: no answer."""
         self._batches += 1
         head = b"Nats-Batch-Id: %b%x\r\nNats-Batch-Sequence: " % (self._nonce.encode(), self._batches)
         async with self._connection.expect([item.record.subject for item in items[-1:]]) as replies:
             reply = f"{replies.prefix}0"
             last = len(items)
-            frames = [frame(item.record, "", head + b"%d\r\n" % n) for n, item in enumerate(items[:-1], 1)]
-            frames.append(frame(items[-1].record, reply, head + b"%d\r\nNats-Batch-Commit: 1\r\n" % last))
+            following = _following(items)
+            frames = [frame(item.record, "", head + b"%d\r\n%b" % (n, following.get(n, b""))) for n, item in enumerate(items[:-1], 1)]
+            ends = following.get(last, b"")
+            frames.append(frame(items[-1].record, reply, head + b"%d\r\nNats-Batch-Commit: 1\r\n%b" % (last, ends)))
             # crash point: batch-before-write
             sent = self._connection.write(b"".join(frames))
             # crash point: batch-written
@@ -158,21 +227,17 @@ class Lane:
         if answer is None:
             for item in items:
                 item.resent = item.resent or sent
-            return True
+            return None
         if replies.denied:
-            return False
-        code, text, _ = verdict(*answer)
-        if code == 0:
-            for item in items:
-                item.stored(False)
-        elif code in FULL and len({item.call for item in items}) == 1:
-            for item in items:
-                item.failed(refusal(code, text, item.record, self.stream))
-            return True
-        elif code == NO_ATOMIC:
+            return Verdict(_DENIED)
+        said = verdict(*answer)
+        if said.code == 0:
+            for sequence, item in enumerate(items, said.sequence - last + 1):
+                item.stored(False, sequence)
+        elif said.code == NO_ATOMIC:
             log.warning("stream takes no atomic batches: publishing is ten times slower", extra={"stream": self.stream})
             self._atomic = False
-        return code in LATER or code == 0  # else one by one: some calls may fit, and each has its own outcome
+        return said
 
     async def _one_by_one(self, items: list[Item]) -> bool:
         """In order, several in one write where order allows. True: something has to be sent again, after a pause."""
@@ -181,7 +246,7 @@ class Lane:
             if not wave:
                 continue
             async with self._connection.expect([item.record.subject for item in wave]) as replies:
-                frames = [frame(item.record, f"{replies.prefix}{n}", b"") for n, item in enumerate(wave)]
+                frames = [frame(item.record, f"{replies.prefix}{n}", _alone(item)) for n, item in enumerate(wave)]
                 # crash point: records-before-write
                 sent = self._connection.write(b"".join(frames))
                 # crash point: records-written
@@ -194,9 +259,9 @@ class Lane:
                 elif answer is None:
                     item.resent, again = item.resent or sent, True
                 else:
-                    code, text, duplicate = verdict(*answer)
+                    code, text, duplicate, sequence = verdict(*answer)
                     if code == 0:
-                        item.stored(duplicate)
+                        item.stored(duplicate, sequence)
                     elif code in LATER:
                         again = True
                     elif code == 503:
@@ -218,6 +283,30 @@ class Lane:
                     item.failed(e)
         except BusError:
             pass
+
+
+def _following(items: list[Item]) -> dict[int, bytes]:
+    """Headers of a batch, by the number of the record in it, from 1: behind what its calls with positions must be.
+
+    A call of more than one batch has its positions in the last: in the others, any of its records says it for them.
+    """
+    found: dict[int, bytes] = {}
+    for _, some in groupby(enumerate(items, 1), lambda one: id(one[1].call)):
+        part = list(some)
+        if last := part[0][1].call.last:
+            there = {item.record.subject: n for n, item in part if item.position}
+            others = (n for n, _ in part if n not in there.values())
+            for subject, sequence in last.items():
+                if subject in there:
+                    found[there[subject]] = follows(sequence)
+                elif n := next(others, 0):
+                    found[n] = follows(sequence, subject.encode())
+    return found
+
+
+def _alone(item: Item) -> bytes:
+    """Header of a record that goes by itself, to a stream that takes no batches."""
+    return follows(item.call.last[item.record.subject]) if item.call.last and item.position else b""
 
 
 def _waves(items: list[Item]) -> Iterator[list[Item]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from .. import layout
 from ..bus import Delivery, Lag, Queue, Record
-from ..errors import BusFull, BusRefused, BusUnavailable, EventTooLarge
+from ..errors import BusFull, BusRefused, BusUnavailable, EventTooLarge, Overtaken
 
 SOURCES_SHARE = 0.85  # of a stream's bytes; the rest is for outputs, retries and dead letters
 
@@ -54,7 +54,7 @@ class Memory:
         self._alarm: asyncio.TimerHandle | None = None  # rings at the earliest timer
         self._closed = False
 
-    async def publish(self, records: Sequence[Record], *, output: bool = False) -> int:
+    async def publish(self, records: Sequence[Record], *, output: bool = False, last: dict[str, int] | None = None) -> int:
         parts: dict[_Stream, list[Record]] = {}
         for record in records:
             if len(record.data) > layout.MAX_DATA:
@@ -64,9 +64,14 @@ class Memory:
             parts.setdefault(self._stream(record.subject), []).append(record)
         # Every stream says yes before any stores, like an atomic batch.
         fresh = {stream: stream.fresh(part, 1.0 if output else SOURCES_SHARE) for stream, part in parts.items()}
+        events = self._streams[layout.EVENTS]
+        if last and (new := fresh.get(events)):
+            events.check_last(last, {record.subject for record in new})
         for stream, part in fresh.items():
             for record in part:
                 stream.append(record)
+        for subject in last or ():
+            last[subject] = events.last_of[subject]  # type: ignore[index]
         self.wake()
         await asyncio.sleep(0)  # a server would let others run meanwhile
         return len(records) - sum(map(len, fresh.values()))
@@ -219,6 +224,7 @@ class _Stream:
         self.takes = _matcher(config["subjects"])
         self.log: dict[int, tuple[Record, float]] = {}  # sequence → record, stored at
         self.last = 0
+        self.last_of: dict[str, int] = {}  # positions: subject → sequence
         self._bus = bus
         self._max_bytes: float = config.get("max_bytes", float("inf"))
         self._bytes = 0
@@ -238,8 +244,16 @@ class _Stream:
             )
         return list(fresh.values())[::-1]
 
+    def check_last(self, last: dict[str, int], new: set[str]) -> None:
+        """new: subjects of what would be stored. Raises Overtaken."""
+        for subject, sequence in last.items():
+            if subject not in new or self.last_of.get(subject, 0) != sequence:
+                raise Overtaken(f"another has stored a position on {subject} since sequence {sequence}")
+
     def append(self, record: Record) -> None:
         self.last += 1
+        if record.subject.startswith("pos."):
+            self.last_of[record.subject] = self.last
         self.log[self.last] = record, self._bus.clock()
         self._bytes += _size(record)
         if record.msg_id:

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
-from ..bus import Delivery
+from ..bus import Delivery, Position
 from ..errors import BusRefused
+from ..layout import EVENTS, position_subject
 
 T = TypeVar("T")
 
@@ -69,6 +70,12 @@ async def stored(bus: Api, stream: str, **query: Any) -> Delivery | None:
         raise
     headers, data = b64decode(message.get("hdrs", "")), b64decode(message.get("data", ""))
     return Delivery(message["subject"], headers, data, message["seq"], 0, seconds(message["time"]), stream, "")
+
+
+async def position(bus: Api, connector: str, partition: str) -> Position:
+    """How far a partition of a connector's source is stored."""
+    found = await stored(bus, EVENTS, last_by_subj=position_subject(connector, partition))
+    return Position(found.data.decode(), found.seq) if found else Position()
 
 
 async def first_since(bus: Api, stream: str, when: float, last_seq: int) -> int:

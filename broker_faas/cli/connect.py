@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ..buses.nats import JetStreamBus
     from ..config import Config, ConnectorConfig, DriverConfig, SinkConfig
     from ..connectors.batch import Refused
-    from ..connectors.pump import Positions, Pump
+    from ..connectors.pump import Pump
     from ..connectors.sink import Outlet
     from ..event import CloudEvent
     from ..service import Service
@@ -106,6 +107,7 @@ def running_of(config: Config, wanted: Sequence[DriverConfig], bus: JetStreamBus
 
 def pumps_of(config: Config, chosen: Sequence[ConnectorConfig], bus: JetStreamBus) -> list[Pump]:
     """Services, one a connector. Raises ConfigError."""
+    from ..buses.store import position
     from ..connectors.batch import Route
     from ..connectors.driver import driver
     from ..connectors.pump import Pump
@@ -116,7 +118,7 @@ def pumps_of(config: Config, chosen: Sequence[ConnectorConfig], bus: JetStreamBu
             driver(one),
             Route(name=one.name, source=project_source(config.project, one.name), to=one.to, where=one.where),
             bus,
-            positions_of(bus, one.name),
+            partial(position, bus, one.name),
         )
         for one in chosen
     ]
@@ -141,18 +143,6 @@ def check_connectors(config: Config) -> None:
             driver(source)
         for sink in config.sinks:
             sink_driver(sink)
-
-
-def positions_of(bus: JetStreamBus, connector: str) -> Positions:
-    """How far the bus has what this connector reads."""
-    from ..buses.store import stored
-    from ..layout import EVENTS, position_subject
-
-    async def position(partition: str) -> str | None:
-        found = await stored(bus, EVENTS, last_by_subj=position_subject(connector, partition))
-        return found.data.decode() if found else None
-
-    return position
 
 
 def _chosen(config: Config, names: Sequence[str]) -> list[DriverConfig]:

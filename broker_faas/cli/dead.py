@@ -286,7 +286,7 @@ class _Counted:
         self._progress = progress
         self.subscribe, self.lag = bus.subscribe, bus.lag
 
-    async def publish(self, records: Sequence[Record], *, output: bool = False) -> int:
-        duplicates = await self._bus.publish(records, output=output)
+    async def publish(self, records: Sequence[Record], *, output: bool = False, last: dict[str, int] | None = None) -> int:
+        duplicates = await self._bus.publish(records, output=output, last=last)
         self._progress.add(len(records))
         return duplicates

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
+from broker_faas.buses import store
 from broker_faas.buses.nats import JetStreamBus, NatsBus
 from broker_faas.buses.store import stored
 from broker_faas.connectors import pump as module
@@ -83,7 +85,7 @@ async def replica(url: str, now: datetime = START, name: str = "tick", **options
 
     connector = Turned(**{"schedule": "* * * * *"} | options)
     async with NatsBus(url, try_timeout=0.5).open() as bus:
-        pump = Pump(connector, Route(name=name, source=f"/shop/{name}", to="ticks"), bus, lambda partition: position(bus, partition, name))
+        pump = Pump(connector, Route(name=name, source=f"/shop/{name}", to="ticks"), bus, partial(store.position, bus, name))
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(pump.run(stop))
@@ -226,7 +228,7 @@ async def test_a_replica_that_was_cut_off_publishes_nothing_old_when_it_is_back(
 async def test_by_the_machines_own_clock_it_fires_every_second(bus_url: str) -> None:
     async with NatsBus(bus_url).open() as bus:
         connector = CronConnector(schedule="* * * * * *")
-        pump = Pump(connector, Route(name="tick", source="/shop/tick"), bus, lambda partition: position(bus, partition))
+        pump = Pump(connector, Route(name="tick", source="/shop/tick"), bus, partial(store.position, bus, "tick"))
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(pump.run(stop))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,6 @@ from aiokafka.structs import OffsetAndMetadata
 
 from broker_faas.buses import store
 from broker_faas.buses.nats import JetStreamBus, NatsBus
-from broker_faas.connectors import pump as module
 from broker_faas.connectors.batch import Refused, Route
 from broker_faas.connectors.kafka import KafkaConnector
 from broker_faas.connectors.kafka_parts.offsets import OURS
@@ -25,7 +25,7 @@ from broker_faas.connectors.pump import Pump
 from broker_faas.errors import SourceRefused, SourceUnavailable
 from broker_faas.event import CloudEvent
 from broker_faas.kafka_binding import to_kafka
-from broker_faas.layout import EVENTS, faas_headers, position_subject
+from broker_faas.layout import EVENTS, faas_headers
 from tests.helpers import OwnNats, eventually
 from tests.kafka_server import OwnKafka
 from tests.systems.kafka import Topic, admin, topic_on
@@ -47,16 +47,8 @@ async def bus(bus_url: str) -> AsyncIterator[JetStreamBus]:
         yield bus
 
 
-def asked(bus: JetStreamBus) -> module.Positions:
-    async def position(partition: str) -> str | None:
-        found = await store.stored(bus, EVENTS, last_by_subj=position_subject("c", partition))
-        return found.data.decode() if found else None
-
-    return position
-
-
 def pump_of(options: KafkaConnector, bus: JetStreamBus) -> Pump:
-    return Pump(options, Route(name="c", source="/p/c", to="t"), bus, asked(bus))
+    return Pump(options, Route(name="c", source="/p/c", to="t"), bus, partial(store.position, bus, "c"))
 
 
 @asynccontextmanager
@@ -381,7 +373,7 @@ async def test_only_committed_transactions_are_read_and_their_markers_are_no_lag
         await producer.send_and_wait(topic.name, data)
         await (producer.commit_transaction() if commits else producer.abort_transaction())
     await producer.stop()
-    async with topic.options().open("/p/c", asked(bus)) as source:
+    async with topic.options().open("/p/c", nothing) as source:
         batches = aiter(source)
         first = await anext(batches)
         reading = asyncio.ensure_future(anext(batches))

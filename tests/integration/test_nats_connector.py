@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from broker_faas.buses.nats import JetStreamBus, NatsBus
+from broker_faas.buses.store import position as bus_position
 from broker_faas.buses.store import stored
 from broker_faas.connectors.batch import Refused, Route
 from broker_faas.connectors.nats import NatsConnector
@@ -27,7 +29,7 @@ from broker_faas.connectors.nats_parts.messages import Message, stored_message, 
 from broker_faas.connectors.pump import Positions, Pump
 from broker_faas.errors import BusRefused, SourceRefused, SourceUnavailable
 from broker_faas.event import CloudEvent
-from broker_faas.layout import DEAD, EVENTS, faas_headers, position_subject
+from broker_faas.layout import DEAD, EVENTS, faas_headers
 from tests.helpers import OwnNats, eventually
 
 Own = Callable[..., Awaitable[OwnNats]]
@@ -66,17 +68,16 @@ def connector(url: str = "nats://127.0.0.1:4222", **options: Any) -> NatsConnect
 def positions_of(bus: JetStreamBus) -> Positions:
     async def position(partition: str) -> str | None:
         try:
-            found = await stored(bus, EVENTS, last_by_subj=position_subject("c", partition))
+            return (await bus_position(bus, "c", partition)).said
         except BusRefused:
             return None
-        return found.data.decode() if found else None
 
     return position
 
 
 @asynccontextmanager
 async def running(source: NatsConnector, bus: JetStreamBus, to: str | None = None) -> AsyncIterator[Pump]:
-    pump = Pump(source, Route(name="c", source="/nats/c", to=to), bus, positions_of(bus))
+    pump = Pump(source, Route(name="c", source="/nats/c", to=to), bus, partial(bus_position, bus, "c"))
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(pump.run(stop))
@@ -441,7 +442,7 @@ async def test_a_message_larger_than_a_request_may_bring_comes_all_the_same(
 
 async def test_cancelled_while_it_connects_it_lets_go(foreign_url: str, bus: JetStreamBus) -> None:
     for turns in range(0, 40, 2):
-        pump = Pump(connector(foreign_url), Route(name="c", source="/nats/c"), bus, positions_of(bus))
+        pump = Pump(connector(foreign_url), Route(name="c", source="/nats/c"), bus, partial(bus_position, bus, "c"))
         task = asyncio.ensure_future(pump.run(asyncio.Event()))
         for _ in range(turns):
             await asyncio.sleep(0.001)

@@ -16,8 +16,9 @@ import pytest_asyncio
 from pamqp.commands import Basic
 
 from broker_faas.amqp_binding import to_amqp
+from broker_faas.bus import Position
 from broker_faas.buses.nats import NatsBus
-from broker_faas.buses.store import stored, subjects
+from broker_faas.buses.store import position, stored, subjects
 from broker_faas.connectors import pump as module
 from broker_faas.connectors import rabbitmq as driver
 from broker_faas.connectors.amqp import connection
@@ -26,7 +27,7 @@ from broker_faas.connectors.pump import Pump
 from broker_faas.connectors.rabbitmq import RabbitmqConnector
 from broker_faas.errors import SourceRefused, SourceUnavailable
 from broker_faas.event import CloudEvent
-from broker_faas.layout import faas_headers, position_subject
+from broker_faas.layout import faas_headers
 from tests.helpers import OwnNats, eventually
 from tests.rabbitmq_server import Rabbit, Raw
 
@@ -47,14 +48,13 @@ class Reader:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     publishing: int = 0
 
-    async def publish(self, records: Any, *, output: bool = False) -> int:
+    async def publish(self, records: Any, *, output: bool = False, last: dict[str, int] | None = None) -> int:
         self.publishing += 1
         await self.gate.wait()
-        return int(await self.bus.publish(records, output=output))
+        return int(await self.bus.publish(records, output=output, last=last))
 
-    async def position(self, partition: str) -> str | None:
-        last = await stored(self.bus, "events", last_by_subj=position_subject("c", partition))
-        return last.data.decode() if last else None
+    async def position(self, partition: str) -> Position:
+        return await position(self.bus, "c", partition)
 
     async def all(self, pattern: str = "ev.>", stream: str = "events") -> list[Any]:
         found, seq = [], 1
@@ -123,7 +123,7 @@ async def test_what_a_queue_has_is_stored_in_its_order_and_acknowledged(rabbitmq
         await bus.has(1600)
 
     assert await bus.bodies() == numbered(1600)
-    assert await bus.position("q.order") == ("1599" if kind == "stream" else None)
+    assert (await bus.position("q.order")).said == ("1599" if kind == "stream" else None)
     if kind != "stream":
         assert await rabbitmq.ready("q.order") == 0
 

@@ -304,7 +304,7 @@ def test_any_reply_subject_is_some_fields(token: str) -> None:
 def test_a_bent_verdict_of_the_server_is_one_or_no_json(data: st.DataObject) -> None:
     good = b'{"stream":"events","seq":5,"duplicate":true}', b'{"error":{"code":503,"err_code":10077,"description":"x"}}'
     try:
-        code, text, duplicate = verdict(b"", data.draw(bent(data.draw(st.sampled_from(good)))))
+        code, text, duplicate, _ = verdict(b"", data.draw(bent(data.draw(st.sampled_from(good)))))
     except (orjson.JSONDecodeError, AttributeError):
         return  # the connection is left: test_a_server_that_writes_garbage_costs_a_reconnect
     assert (code is not None, text is not None, duplicate is not None) == (True, True, True)

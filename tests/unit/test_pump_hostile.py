@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from broker_faas.bus import Record
+from broker_faas.bus import Position, Record
 from broker_faas.connectors import pump as module
 from broker_faas.connectors.batch import Refused, Route
 from broker_faas.connectors.pump import Pump
@@ -30,12 +30,12 @@ class PartlyFull(Store):
         super().__init__()
         self.error: Exception | None = error
 
-    async def publish(self, records: Sequence[Record], *, output: bool = False) -> int:
+    async def publish(self, records: Sequence[Record], *, output: bool = False, last: dict[str, int] | None = None) -> int:
         if self.error and any(len(record.data) > 1000 for record in records):
             stored = [record for record in records if len(record.data) <= 1000]
             await super().publish([record for record in stored if not record.subject.startswith("pos.")])
             raise self.error
-        return await super().publish(records)
+        return await super().publish(records, last=last)
 
 
 @pytest.mark.parametrize("error", [BusFull("no room for this one"), BusRefused("no permission for its topic")])
@@ -59,10 +59,10 @@ async def test_a_position_is_never_stored_before_all_that_it_speaks_for(error: E
 class StreamLimit(Store):
     """A stream with a max_msg_size of its own: JetStream says 10054, and not how much it takes."""
 
-    async def publish(self, records: Sequence[Record], *, output: bool = False) -> int:
+    async def publish(self, records: Sequence[Record], *, output: bool = False, last: dict[str, int] | None = None) -> int:
         if large := [record for record in records if len(record.data) > 4000]:
             raise EventTooLarge(len(large[0].data), 0, "record")  # as buses/records.py: refusal() makes it
-        return await super().publish(records)
+        return await super().publish(records, last=last)
 
 
 async def test_one_event_that_is_too_large_for_the_stream_takes_no_other_with_it() -> None:
@@ -77,11 +77,11 @@ async def test_one_event_that_is_too_large_for_the_stream_takes_no_other_with_it
 class Loop(Store):
     """A bus that gives up on a caller that never does."""
 
-    async def publish(self, records: Sequence[Record], *, output: bool = False) -> int:
+    async def publish(self, records: Sequence[Record], *, output: bool = False, last: dict[str, int] | None = None) -> int:
         self.tries = getattr(self, "tries", 0) + 1
         if self.tries > 1000:
             raise BusRefused("a thousand tries")
-        return await super().publish(records)
+        return await super().publish(records, last=last)
 
 
 async def test_what_is_quarantined_and_too_large_for_this_server_is_cut() -> None:
@@ -152,7 +152,7 @@ async def test_a_bus_that_is_away_while_the_source_is_opened_is_waited_for() -> 
     source, store = Scripted([event(0)]), Store()
     away = [BusUnavailable("away")]
 
-    async def position(partition: str) -> str | None:
+    async def position(partition: str) -> Position:
         if away:
             raise away.pop()
         return await store.position(partition)
@@ -203,9 +203,9 @@ async def test_what_is_quarantined_already_is_not_quarantined_again_while_the_bu
     times: list[str] = []
     publish = store.publish
 
-    async def counted(records: Sequence[Record], *, output: bool = False) -> int:
+    async def counted(records: Sequence[Record], *, output: bool = False, last: dict[str, int] | None = None) -> int:
         times.extend(record.msg_id for record in records if record.subject.startswith("quarantine"))
-        return await publish(records, output=output)
+        return await publish(records, output=output, last=last)
 
     store.publish = counted  # type: ignore[method-assign]
     async with running(source, store):
