@@ -82,12 +82,33 @@ class Session:
         return len(self._scripted.log) - self._scripted.acked
 
 
+class Held:
+    """A bus with a way to it that stands still: waiting, until gate is set; once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.gate = asyncio.Event()
+        self.waiting = False
+        self.position = store.position
+
+    async def publish(self, records: Sequence[Record], *, output: bool = False, last: dict[str, int] | None = None) -> int:
+        self.waiting = True
+        await self.gate.wait()
+        return await self._store.publish(records, output=output, last=last)
+
+
 class Store:
-    """A bus that keeps what it is given. fails: what the next publishes raise; None: they succeed. gate: publishing waits for it."""
+    """A bus that keeps what it is given. fails: what the next publishes raise; None: they succeed. gate: publishing waits for it.
+
+    lost: raised by those that have stored what they were given. forgets: what was stored until then is known by no id any more.
+    """
 
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.fails: list[Exception | None] = []
+        self.lost: list[Exception] = []
+        self.forgets = False
+        self._forgotten = 0  # records
         self.gate = asyncio.Event()
         self.gate.set()
         self.largest = 1 << 30
@@ -99,14 +120,22 @@ class Store:
             raise error
         if large := [len(record.data) for record in records if len(record.data) > self.largest]:
             raise EventTooLarge(large[0], self.largest)
-        known = {record.msg_id for record in self.records}
+        known = {record.msg_id for record in self.records[self._forgotten :]}
         fresh = [record for record in records if record.msg_id not in known]
         if fresh and any(self._last(subject)[1] != sequence for subject, sequence in (last or {}).items()):
             raise Overtaken("another was faster")
         self.records += fresh
+        if self.lost:
+            if self.forgets:
+                self.forget()
+            raise self.lost.pop(0)
         if last:
             last |= {subject: self._last(subject)[1] for subject in last}
         return sum(record.msg_id in known and record.subject.startswith("ev.") for record in records)
+
+    def forget(self) -> None:
+        """As after two minutes."""
+        self._forgotten = len(self.records)
 
     def on(self, prefix: str) -> list[Record]:
         return [record for record in self.records if record.subject.startswith(prefix)]

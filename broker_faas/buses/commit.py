@@ -24,7 +24,7 @@ from ..bus import Record
 from ..errors import BusError, BusRefused, BusUnavailable
 from .calls import Call, Item, queued
 from .connection import Connection
-from .records import DRY, DUPLICATE, FULL, INCOMPLETE, LATER, NO_ATOMIC, NOT_LAST, ROLLUP, Verdict, follows, frame, refusal, verdict
+from .records import DRY, DUPLICATE, FULL, INCOMPLETE, LATER, MOVING, NO_ATOMIC, NOT_LAST, ROLLUP, Verdict, follows, frame, refusal, verdict
 from .replies import not_permitted
 
 log = logging.getLogger(__name__)
@@ -177,24 +177,26 @@ class Lane:
             for some in calls:
                 await self._store(some)
             return True
+        if said.code == MOVING:
+            return True
         final = said.code == NOT_LAST or said.code in FULL
-        if final or (await self._dry_run(items) and said.code not in (DUPLICATE, INCOMPLETE, _DENIED)):
+        if final or (await self._dry_run(items) == 0 and said.code not in (DUPLICATE, INCOMPLETE, _DENIED, 503)):
             items[0].failed(refusal(said.code, said.text, items[0].record, self.stream))
-        return True
+        return not any(item.ended for item in items)
 
-    async def _dry_run(self, items: list[Item]) -> bool:
-        """Ends what is stored already, or never can be. items: of one call. True: nothing is in the way of any."""
+    async def _dry_run(self, items: list[Item]) -> int | None:
+        """Ends what is stored already, or never can be: how many. None: no answer. items: of one call."""
         async with self._connection.expect([item.record.subject for item in items]) as replies:
             self._connection.write(b"".join([frame(item.record, f"{replies.prefix}{n}", DRY) for n, item in enumerate(items)]))
             answered = await replies.wait(self._patience(items))
         if not answered:
-            return False
+            return None
         found = [Verdict(_DENIED) if n in replies.denied else verdict(*answer) for n, answer in enumerate(replies.answers) if answer]
         stored = [(item, one) for item, one in zip(items, found, strict=True) if one.code == 0]
         if len(stored) < len(items) and (positions := [item for item, _ in stored if item.position]):
             # Whoever stored this position stored what is before it: not the same as here.
             positions[0].failed(refusal(NOT_LAST, "it is stored, with others", positions[0].record, self.stream))
-            return False
+            return 1
         for item, one in stored:
             item.stored(True, one.sequence)
         refused = [(item, one) for item, one in zip(items, found, strict=True) if one.code and one.code != ROLLUP and one.code not in LATER]
@@ -205,7 +207,7 @@ class Lane:
                 await self._exists(items)
             else:
                 item.failed(refusal(one.code, one.text, item.record, self.stream))
-        return not stored and not refused
+        return len(stored) + len(refused)
 
     async def _batch(self, items: list[Item]) -> Verdict | None:
         """One atomic batch. None: no answer."""
@@ -262,7 +264,7 @@ class Lane:
                     code, text, duplicate, sequence = verdict(*answer)
                     if code == 0:
                         item.stored(duplicate, sequence)
-                    elif code in LATER:
+                    elif code in LATER or code == MOVING:
                         again = True
                     elif code == 503:
                         again = True

@@ -12,10 +12,11 @@ from ..layout import DEAD
 
 # JetStream's err_codes
 FULL = {10077, 10023, 10047, 10028}
-LATER = {10158, 10164, 10167, 10008, 10210}  # id, or position, in process; too many requests; JetStream starting; too many open batches
+LATER = {10158, 10167, 10008, 10210}  # id in process; too many requests; JetStream starting; too many open batches
 NO_ATOMIC = 10174  # the stream takes no atomic batches
 DUPLICATE, INCOMPLETE = 10201, 10176  # of a batch
 NOT_LAST = 10071  # of a subject, another record is the last one
+MOVING = 10164  # of a subject, another record is on its way, in this batch or before it
 ROLLUP = 10111  # not permitted, or no such kind
 
 

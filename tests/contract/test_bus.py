@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from broker_faas.bus import Bus, Delivery, Lag, Queue, Record, Subscription
-from broker_faas.errors import BusFull, BusRefused, EventTooLarge
+from broker_faas.errors import BusFull, BusRefused, EventTooLarge, Overtaken
 from broker_faas.layout import MAX_DATA, MAX_HEADERS, dead_record, event_subject, retry_record
 from tests.helpers import eventually
 
@@ -658,3 +658,99 @@ async def test_sequences_rise_with_what_is_stored(open_bus: OpenBus, queue: Queu
         taken = await take(subscription, 50)
 
         assert all(a.seq < b.seq for a, b in pairwise(taken))
+
+
+# --- positions ----------------------------------------------------------------------------------------------
+
+POSITION = "pos.c.orders=2F0"
+
+
+def position(at: int, after: int, subject: str = POSITION) -> Record:
+    return Record(subject, f"{subject}:{at}:{after}", b"", b"%d" % at)
+
+
+@pytest.mark.parametrize("count", [0, 1, 10, 500, 1500])
+async def test_a_position_that_follows_the_one_that_is_known_is_stored_with_its_events(open_bus: OpenBus, queue: Queue, count: int) -> None:
+    async with open_bus() as bus, bus.subscribe(queue, 2000) as subscription:
+        last = {POSITION: 0}
+        duplicates = await bus.publish([*records(count), position(1, 0)], last=last)
+        first = last[POSITION]
+        duplicates += await bus.publish([*records(count, count), position(2, first)], last=last)
+
+        assert (duplicates, first, last) == (0, count + 1, {POSITION: 2 * count + 2})
+        if count:
+            assert numbers(await take(subscription, 2 * count, settle=True)) == list(range(2 * count))
+
+
+@pytest.mark.parametrize("count", [0, 1, 10, 500, 1500])
+async def test_who_was_overtaken_stores_nothing_at_all(open_bus: OpenBus, queue: Queue, count: int) -> None:
+    async with open_bus() as bus, bus.subscribe(queue, 2000) as subscription:
+        behind, ahead = {POSITION: 0}, {POSITION: 0}
+        await bus.publish([record(5000), position(7, 0)], last=ahead)
+        with pytest.raises(Overtaken):
+            await bus.publish([*records(count), position(1, 0)], last=behind)
+        await bus.publish([record(5001), position(8, ahead[POSITION])], last=ahead)
+
+        assert (behind, ahead) == ({POSITION: 0}, {POSITION: 4})
+        assert numbers(await take(subscription, 2)) == [5000, 5001]
+
+
+async def test_one_of_several_positions_that_was_overtaken_keeps_all_out(open_bus: OpenBus, queue: Queue) -> None:
+    other = f"{POSITION}1"
+    async with open_bus() as bus, bus.subscribe(queue, 10) as subscription:
+        await bus.publish([record(1), position(1, 0, other)], last={other: 0})
+        last = {POSITION: 0, other: 0}
+        with pytest.raises(Overtaken):
+            await bus.publish([record(2), position(1, 0), position(2, 0, other)], last=last)
+        last[other] = 2
+        await bus.publish([record(3), position(1, 0), position(2, 2, other)], last=last)
+
+        assert last == {POSITION: 4, other: 5}
+        assert numbers(await take(subscription, 2)) == [1, 3]
+
+
+@pytest.mark.parametrize("count", [1, 30])
+async def test_a_publish_whose_answer_was_lost_finds_its_own_position(open_bus: OpenBus, queue: Queue, count: int) -> None:
+    async with open_bus() as bus, bus.subscribe(queue, 100) as subscription:
+        lost, last = {POSITION: 0}, {POSITION: 0}
+        await bus.publish([*records(count), position(1, 0)], last=lost)
+        duplicates = await bus.publish([*records(count), position(1, 0)], last=last)
+        await bus.publish([record(count), position(2, last[POSITION])], last=last)
+
+        assert (duplicates, last[POSITION]) == (count + 1, count + 3)
+        assert numbers(await take(subscription, count + 1)) == list(range(count + 1))
+
+
+async def test_a_position_that_is_stored_already_with_other_events_than_these_is_another_s(open_bus: OpenBus, queue: Queue) -> None:
+    """The ids of the first part may be forgotten, and those of the rest not yet."""
+    async with open_bus() as bus, bus.subscribe(queue, 10) as subscription:
+        await bus.publish([record(2), position(2, 0)], last={POSITION: 0})
+        with pytest.raises(Overtaken):
+            await bus.publish([record(1), record(2), position(2, 0)], last={POSITION: 0})
+
+        assert numbers(await take(subscription, 1)) == [2]
+        assert await nothing(subscription, 0.2)
+
+
+@pytest.mark.parametrize("count", [4, 40])
+async def test_of_events_of_which_some_are_stored_the_others_are_with_their_position(open_bus: OpenBus, queue: Queue, count: int) -> None:
+    async with open_bus() as bus, bus.subscribe(queue, 100) as subscription:
+        await bus.publish([record(2), record(count - 1)])
+        last = {POSITION: 0}
+        duplicates = await bus.publish([*records(count), position(1, 0)], last=last)
+        taken = numbers(await take(subscription, count))
+
+        assert (duplicates, last) == (2, {POSITION: count + 1})
+        assert taken == [2, count - 1, *[n for n in range(count) if n not in (2, count - 1)]]
+
+
+async def test_of_many_that_follow_the_same_position_one_is_stored_and_others_are_not_disturbed(open_bus: OpenBus, queue: Queue) -> None:
+    async with open_bus() as bus, bus.subscribe(queue, 1000) as subscription:
+        following = [bus.publish([*records(10, 10 * n), position(n, 0)], last={POSITION: 0}) for n in range(5)]
+        plain = [bus.publish([record(n)]) for n in range(100, 130)]
+        outcomes = await asyncio.gather(*following, *plain, return_exceptions=True)
+        taken = numbers(await take(subscription, 40))
+
+        assert [type(one) for one in outcomes[:5]].count(Overtaken) == 4
+        assert outcomes[5:] == [0] * 30
+        assert len(taken) == 40

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
+from broker_faas.bus import Position
 from broker_faas.connectors import pump as module
 from broker_faas.connectors.batch import Refused, Route
 from broker_faas.connectors.pump import Pump
@@ -17,7 +18,7 @@ from broker_faas.layout import faas_headers
 from broker_faas.service import Stuck
 from broker_faas.where import prefix
 from tests.helpers import eventually
-from tests.sources import Scripted, Store
+from tests.sources import Held, Scripted, Store
 
 
 def event(n: int, data: bytes = b"{}", type: str = "t") -> CloudEvent:
@@ -25,7 +26,7 @@ def event(n: int, data: bytes = b"{}", type: str = "t") -> CloudEvent:
 
 
 @asynccontextmanager
-async def running(source: Scripted, store: Store, **route: object) -> AsyncIterator[Pump]:
+async def running(source: Scripted, store: Store | Held, **route: object) -> AsyncIterator[Pump]:
     pump = Pump(source, Route(name="c", source="/p/c", **route), store, store.position)  # type: ignore[arg-type]
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
@@ -179,3 +180,104 @@ async def test_cancelled_while_it_publishes_it_lets_go() -> None:
         await task
 
     assert source.acked == 0
+
+
+# --- several instances of one connector -----------------------------------------------------------------------
+
+
+async def test_who_was_overtaken_stores_nothing_and_goes_on_behind_what_others_have_stored() -> None:
+    """One stands still with a batch in its hands, while another stores that and more."""
+    source, store = Scripted([event(n) for n in range(9)]), Store()
+    source.acked = 0
+    held = Held(store)
+    async with running(source, held) as pump:
+        await eventually(lambda: held.waiting)
+        async with running(Scripted([event(n) for n in range(9)], size=4), store):
+            await eventually(lambda: len(store.events) == 9)
+        store.forget()
+        held.gate.set()
+        await eventually(lambda: source.opens == 2)
+        source.add(event(9))
+        await eventually(lambda: len(store.events) == 10)
+
+    assert store.events == [str(n) for n in range(10)]
+    assert [record.data for record in store.on("pos.")] == [b"3", b"7", b"8", b"9"]
+    assert "another" in pump.status.error
+
+
+async def test_what_was_read_before_its_partition_was_given_to_another_is_not_stored_though_it_was_given_back() -> None:
+    """The partition is asked for anew while the batch of before is held up: what is known now is not what it follows."""
+    source, store = Scripted([event(n) for n in range(3)]), Store()
+    held = Held(store)
+    async with running(source, held) as pump:
+        await eventually(lambda: held.waiting)
+        async with running(Scripted([event(n) for n in range(3)], size=2), store):
+            await eventually(lambda: len(store.events) == 3)
+        store.forget()
+        pump._settled.set()  # as if it were not waited for
+        assert await pump._begin("0") == "2"
+        held.gate.set()
+        await eventually(lambda: source.opens == 2)
+
+    assert store.events == ["0", "1", "2"]
+
+
+async def test_how_far_a_partition_is_stored_is_asked_when_what_was_read_of_it_is_stored() -> None:
+    source, store = Scripted([event(n) for n in range(3)]), Store()
+    held = Held(store)
+    async with running(source, held) as pump:
+        await eventually(lambda: held.waiting)
+        asking = asyncio.ensure_future(pump._begin("0"))
+        await asyncio.sleep(0.01)
+        assert not asking.done()
+        held.gate.set()
+
+        assert await asking == "2"
+
+
+async def test_what_is_in_quarantine_is_not_put_there_again_by_one_that_was_overtaken() -> None:
+    log: list[CloudEvent | Refused] = [event(0), Refused("orders/0/1", "no UTF-8", {}, b"\xff"), event(2)]
+    source, store = Scripted([*log]), Store()
+    asked, overtaken = asyncio.Event(), asyncio.Event()
+
+    async def position(partition: str) -> Position:
+        if source.reads:
+            asked.set()
+            await overtaken.wait()
+        return await store.position(partition)
+
+    pump = Pump(source, Route(name="c", source="/p/c"), store, position)  # type: ignore[arg-type]
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(pump.run(stop))
+        await asked.wait()
+        async with running(Scripted([*log]), store):
+            await eventually(lambda: len(store.events) == 2)
+        store.forget()
+        overtaken.set()
+        await eventually(lambda: source.opens == 2)
+        stop.set()
+
+    assert store.events == ["0", "2"]
+    assert len(store.on("quarantine")) == 1
+
+
+async def test_a_publish_whose_answer_was_lost_is_known_as_its_own() -> None:
+    source, store = Scripted([event(n) for n in range(9)]), Store()
+    store.lost = [BusUnavailable("no answer"), BusUnavailable("no answer")]
+    async with running(source, store):
+        await eventually(lambda: source.acked == 9)
+
+    assert store.events == [str(n) for n in range(9)]
+    assert source.opens == 1
+
+
+async def test_after_an_answer_was_lost_for_longer_than_ids_are_known_it_is_read_how_far_it_came() -> None:
+    source, store = Scripted([event(n) for n in range(9)]), Store()
+    store.lost = [BusUnavailable("no answer")]
+    store.forgets = True
+    async with running(source, store):
+        await eventually(lambda: source.acked == 9)
+
+    assert store.events == [str(n) for n in range(9)]
+    assert source.opens == 2

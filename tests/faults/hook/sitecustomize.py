@@ -2,6 +2,7 @@
 
 PYTHON_FAULTS_CRASH_AT   "name:n …": SIGKILL to this process when it reaches crash point `name` for the n-th time, once a run. In the
                          product a point is the comment `# crash point: name`, and nothing else.
+PYTHON_FAULTS_SIGNAL     another than SIGKILL, like SIGSTOP
 PYTHON_FAULTS_CRASHED    file that gets the line `name pid` just before
 PYTHON_FAULTS_PATCHES    file: JSON [[module, old source text, new source text], …]. A text that is not there ends the process.
 
@@ -42,7 +43,7 @@ def reached(name: str) -> None:
         if name not in crashed and time.time() - os.fstat(file.fileno()).st_mtime > PAUSE * bool(crashed):
             file.write(f"{name} {os.getpid()}\n")
             file.flush()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), getattr(signal, os.environ.get("PYTHON_FAULTS_SIGNAL", "SIGKILL")))
 
 
 class _Loader(SourceFileLoader):
