@@ -43,7 +43,7 @@ class ConsumerSource:
         self._partition = partition(info)
         config, delivered = info["config"], info["delivered"]
         self._all = config["ack_policy"] == "all"
-        self._batch = min(one.batch, config.get("max_batch") or one.batch)
+        self._batch = min(one.batch, config.get("max_batch") or one.batch, 999)  # with its position one batch of the bus
         self._expires = min(int(EXPIRES * 1e9), config.get("max_expires") or int(EXPIRES * 1e9))
         self._max_bytes = min(MAX_HELD // 2, config.get("max_bytes") or MAX_HELD)
         self._before, self._counted = delivered["stream_seq"], delivered["consumer_seq"]

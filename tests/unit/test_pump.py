@@ -262,6 +262,17 @@ async def test_what_is_in_quarantine_is_not_put_there_again_by_one_that_was_over
     assert len(store.on("quarantine")) == 1
 
 
+async def test_a_bus_that_is_restored_from_an_older_copy_under_a_connector_gets_what_it_has_not() -> None:
+    source, store = Scripted([event(n) for n in range(9)]), Store()
+    async with running(source, store):
+        await eventually(lambda: source.acked == 9)
+        store.records = store.records[:4]  # three events and their position
+        source.add(event(9))
+        await eventually(lambda: len(store.events) == 10)
+
+    assert store.events == [str(n) for n in range(10)]
+
+
 async def test_a_publish_whose_answer_was_lost_is_known_as_its_own() -> None:
     source, store = Scripted([event(n) for n in range(9)]), Store()
     store.lost = [BusUnavailable("no answer"), BusUnavailable("no answer")]
