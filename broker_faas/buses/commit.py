@@ -115,22 +115,27 @@ class Lane:
         call: Call | None = None
         while self._queue:
             item = self._queue[0]
-            if item.call is call and call.last:  # stored whole, if it is one batch: only the server's limit cuts it
+            if item.call.last is None:
+                room = len(group) < MAX_BATCH and size + item.size <= MAX_WRITE
+            elif item.call is call:  # stored whole, if it is one batch: only the server's limit cuts it
                 room = len(group) < MAX_BATCH
             else:
-                room = len(group) + (item.call.left if item.call.last else 1) <= MAX_BATCH and size + item.size <= MAX_WRITE
+                room = len(group) + item.call.left <= MAX_BATCH and size + item.size <= MAX_WRITE
             if group and not room:
                 break
+            first = group.get(item.record.msg_id)
+            if first and first.call is not item.call and (first.call.last or item.call.last):
+                break  # what becomes of a call that is stored whole or not is no other's
             self._queue.popleft()
             self._queued_bytes -= item.size
             if not item.wanted:
                 continue
             call = item.call
-            first = group.setdefault(item.record.msg_id, item)
-            if first is item:
-                size += item.size
-            else:
+            if first:
                 first.joined(item)
+            else:
+                group[item.record.msg_id] = item
+                size += item.size
         if not self._queue:
             self._arrived.clear()
         self._room.set()

@@ -192,7 +192,7 @@ class JetStreamBus:
     def _open(self, records: int, last: dict[str, int] | None) -> Call:
         """A call that fails with TimeoutError at its deadline. One timer for all: asyncio.timeout() would cost each 4 µs."""
         loop = asyncio.get_running_loop()
-        call = Call(records, loop.time() + self._patience, loop.create_future(), last=last)
+        call = Call(records, loop.time() + self._patience, loop.create_future(), last=last or None)
         self._calls[call] = None
         if self._timer is None:
             self._timer = loop.call_at(call.deadline, self._expire)

@@ -754,3 +754,14 @@ async def test_of_many_that_follow_the_same_position_one_is_stored_and_others_ar
         assert [type(one) for one in outcomes[:5]].count(Overtaken) == 4
         assert outcomes[5:] == [0] * 30
         assert len(taken) == 40
+
+
+async def test_what_is_overtaken_takes_no_publish_of_the_same_event_with_it(open_bus: OpenBus, queue: Queue) -> None:
+    async with open_bus() as bus, bus.subscribe(queue, 100) as subscription:
+        await bus.publish([position(1, 0)], last={POSITION: 0})
+        busy = bus.publish([record(9)])  # so that the others leave together
+        overtaken = bus.publish([record(1), record(2), position(2, 0)], last={POSITION: 0})
+        outcomes = await asyncio.gather(busy, overtaken, bus.publish([record(2), record(3)]), return_exceptions=True)
+
+        assert [type(one) for one in outcomes] == [int, Overtaken, int]
+        assert numbers(await take(subscription, 3)) == [9, 2, 3]
