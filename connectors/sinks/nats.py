@@ -166,7 +166,7 @@ def _outcome(subject: str, answer: tuple[bytes, bytes] | None) -> Undelivered | 
 
     if answer is None:
         return Undelivered(f"the stream on {subject} did not answer")
-    code, text, _ = verdict(*answer)
+    code, text, *_ = verdict(*answer)
     if code == 0:
         return None
     if code == 503:
