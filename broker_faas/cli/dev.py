@@ -86,22 +86,38 @@ async def _dev(read: Callable[[], Config]) -> None:
                 if configured:
                     click.echo(f"{kind}: {', '.join(one.name for one in configured)}")
             await stack.enter_async_context(answering(bus.connection, connectors_of(config.project), running.told))
-            services += running.services
+            services += [*(after(code.ready, pump.run) for pump in running.pumps), *(outlet.run for outlet in running.outlets)]
         services += [code.run, process.closed(bus), lambda stop: reaper.run(bus, stop, keep=config.keep)]
         await service.run(*services, grace=config.worker.grace)
         click.echo(logs.line("", "stopped; events that come now wait on the bus" if config.bus.url else "stopped"))
 
 
+def after(ready: asyncio.Event, service: Service) -> Service:
+    """What sources have waits for the queues of the functions: a new one starts at new events, and would not get what came before."""
+
+    async def run(stop: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            either = [tasks.create_task(ready.wait()), tasks.create_task(stop.wait())]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            for task in either:
+                task.cancel()
+        if not stop.is_set():
+            await service(stop)
+
+    return run
+
+
 class Code:
     """The project's code as it is saved: the generation that runs, and those before it that finish what they hold.
 
-    config: at the start; `read` reads it again.
+    config: at the start; `read` reads it again. ready: set when some of it has its queues and takes events.
     """
 
     def __init__(self, config: Config, read: Callable[[], Config], bus: JetStreamBus) -> None:
         self._config = config
         self._read = read
         self._bus = bus
+        self.ready = asyncio.Event()
         self._current: Generation | None = None
         self._living: dict[Generation, asyncio.Task[None]] = {}
         self._told: dict[Feed, dict[str, int]] = {}
@@ -158,6 +174,7 @@ class Code:
         if self._current:
             self._current.stop.set()
         self._current = generation
+        self.ready.set()
         click.echo(logs.line("", f"{'reloaded' if old else 'ready'} in {duration(time.monotonic() - began)}", GREEN))
         if not old or old.functions != generation.functions:
             self._introduce(generation)

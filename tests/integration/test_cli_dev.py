@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ..terminal import Faas, Running, project
+from .test_cli_connect import LINES
 
 pytestmark = [pytest.mark.usefixtures("nats_binary"), pytest.mark.timeout(120)]
 
@@ -28,6 +29,8 @@ async def reserve(event: CloudEvent) -> None:
     with open("ran.txt", "a") as file:
         file.write(f"{event.json()['n']} VERSION\\n")
 """
+
+CONNECTOR = '[[connector]]\nname = "orders"\ntype = "lines:Lines"\npath = "orders.txt"\nto = "orders.created"\n'
 
 
 def ran(folder: Path) -> list[str]:
@@ -84,6 +87,28 @@ def test_events_wait_while_dev_is_not_running(tmp_path: Path) -> None:
         (faas.folder / "functions.py").write_text(RECORDING)
         dev.wait_for("ready in")
         wait(lambda: ran(faas.folder) == ["1 VERSION"])
+
+
+def test_what_a_source_has_already_comes_to_functions_that_are_new(tmp_path: Path) -> None:
+    """A queue is made when the code is imported, which takes time, and begins at new events: sources wait for it."""
+    folder = project(tmp_path / "shop", f"import time; time.sleep(1)\n{RECORDING}", toml=CONNECTOR)
+    (folder / "lines.py").write_text(LINES)
+    (folder / "orders.txt").write_text("".join(f'{{"n": {n}}}\n' for n in range(5)))
+    with Faas(folder).running("dev") as dev:
+        wait(lambda: len(ran(folder)) == 5, seen=lambda: dev.said)
+
+        assert dev.stop() == 0
+
+
+def test_code_that_cannot_be_imported_leaves_sources_alone(tmp_path: Path) -> None:
+    folder = project(tmp_path / "shop", "import nothing_of_that_name\n", toml=CONNECTOR)
+    (folder / "lines.py").write_text(LINES)
+    (folder / "orders.txt").write_text('{"n": 0}\n')
+    with Faas(folder).running("dev") as dev:
+        dev.wait_for("nothing runs yet; save a file to try again")
+        assert dev.stop() == 0
+
+    assert not (folder / "orders.txt.acked").exists()
 
 
 def test_reload_under_load_loses_nothing_and_runs_the_new_code(tmp_path: Path) -> None:
