@@ -1,6 +1,6 @@
 """Types a Markdown file's code blocks, from the first to the last, as a reader would.
 
-```sh                run; `cd` stays. ```sh until: again and again until what is shown next is printed
+```sh                run; `cd` stays. ```sh until: again and again, also if it fails, until what is shown next is printed
 ```sh background     run in another terminal, until the end
 ```sh skip           not run: it installs something
 ```python FILE       saved as FILE. Without a name: run. ```toml FILE likewise
@@ -34,14 +34,15 @@ class Typist:
 
     @contextmanager
     def at_work(self) -> Iterator[Typist]:
-        """Ends what runs in the background, as Ctrl-C does."""
+        """Ends what runs in the background, as Ctrl-C does. May be entered again."""
         try:
             yield self
         finally:
-            for process, _ in self._background:
+            ended, self._background = self._background, []
+            for process, _ in ended:
                 os.killpg(process.pid, signal.SIGINT)
-            for process, output in self._background:
-                assert process.wait(30) in (0, 130), output.read_text()
+            for process, output in ended:
+                assert process.wait(30) in (0, 130, -signal.SIGINT), output.read_text()
 
     def type(self, blocks: Iterable[Block]) -> None:
         typed = None
@@ -54,8 +55,8 @@ class Typist:
                 case "sh", ("background",):
                     self._start(block.text)
                     continue
-                case "sh", _:
-                    printed = self._run(block.text, where)
+                case "sh", words:
+                    printed = self._run(block.text, where, until="until" in words)
                 case "python" | "toml", (name,):
                     (self.folder / name).write_text(block.text)
                     continue
@@ -72,6 +73,10 @@ class Typist:
                     raise AssertionError(f"{where}: nobody knows what to do with a block of {block.language} {block.words}")
             typed = block
 
+    def printed(self, terminal: int) -> str:
+        """By what runs in the background, so far. terminal: from 0."""
+        return self._background[terminal][1].read_text()
+
     def _compare(self, typed: Block | None, shown: str, printed: str, where: str) -> None:
         """typed: what printed it; None: what runs in the background."""
         deadline = time.monotonic() + PATIENCE
@@ -83,20 +88,21 @@ class Typist:
             patient = (typed is None or "until" in typed.words) and time.monotonic() < deadline
             assert patient, f"{where} shows:\n{shown}\nbut it is:\n{printed}"
             if typed:
-                printed = self._run(typed.text, where)
+                printed = self._run(typed.text, where, until=True)
             time.sleep(0.05)
 
-    def _run(self, text: str, where: str) -> str:
+    def _run(self, text: str, where: str, *, until: bool) -> str:
         pwd = self._desk / "pwd"
-        printed = self._checked(["bash", "-c", f"set -e\n{text}\npwd >{shlex.quote(str(pwd))}"], where)
+        pwd.write_text(str(self.folder))
+        printed = self._checked(["bash", "-c", f"set -e\n{text}\npwd >{shlex.quote(str(pwd))}"], where, may_fail=until)
         self.folder = Path(pwd.read_text().strip())
         return printed
 
-    def _checked(self, command: list[str], where: str) -> str:
+    def _checked(self, command: list[str], where: str, *, may_fail: bool = False) -> str:
         done = subprocess.run(
             command, cwd=self.folder, env=self._environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60
         )
-        assert done.returncode == 0, f"{where}: {command[-1]}\n{done.stdout}"
+        assert may_fail or done.returncode == 0, f"{where}: {command[-1]}\n{done.stdout}"
         return done.stdout
 
     def _start(self, text: str) -> None:
