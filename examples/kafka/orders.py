@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 
 from aiokafka import AIOKafkaProducer
@@ -14,6 +15,8 @@ ODD: dict[int, dict[str, object]] = {
     77: {"amount": 1999.9, "card": "US"},
     90: {"amount": "12,50"},
 }
+
+logging.getLogger("aiokafka").setLevel(logging.ERROR)  # that a new topic has no leader for a moment is no news
 
 
 def order(number: int) -> dict[str, object]:
