@@ -261,7 +261,10 @@ async def connect(urls: Iterable[str], name: str, access: Access, seconds: float
         yield connection
     finally:
         connection.up.clear()
-        await client.close()
+        try:
+            await client.close()
+        except OSError:  # the link is lost, and nats-py had something left to send, for which nobody waits any more
+            client._abort()
 
 
 @contextmanager

@@ -527,6 +527,15 @@ async def test_a_stream_without_atomic_batches_is_published_to_one_by_one(bus_ur
         assert not bus._lanes["events"]._atomic
 
 
+async def test_a_bus_whose_link_is_lost_is_left_without_an_error(nats_server: Server, bus_url: str) -> None:
+    """Though there was something to send: nats-py's close() raises then."""
+    async with behind_proxy(nats_server, bus_url) as (proxy, bus):
+        await disconnected(proxy, bus)
+        await bus.connection.subscribe("late", lambda *_: None)
+
+        assert bus.connection.client.pending_data_size > 0
+
+
 async def test_leaving_the_bus_ends_publishes_that_wait(nats_server: Server, bus_url: str) -> None:
     async with behind_proxy(nats_server, bus_url) as (proxy, bus):
         await disconnected(proxy, bus)
