@@ -167,6 +167,16 @@ def test_a_source_that_refuses_is_78(bus_url: str, lines: Path) -> None:
     assert "there is no file orders.txt" in done.stderr
 
 
+def test_a_dry_run_of_a_kafka_that_is_away_says_so_once(bus_url: str, lines: Path, unused_tcp_port: int) -> None:
+    with open(lines / "faas.toml", "a") as toml:
+        toml.write(f'[[connector]]\nname = "k"\ntype = "kafka"\nservers = "127.0.0.1:{unused_tcp_port}"\ngroup = "g"\ntopics = ["t"]\n')
+    done = faas(lines, bus_url, "connect", "k", "--dry-run")
+
+    assert done.returncode == 75
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert f"127.0.0.1', {unused_tcp_port}" in done.stderr
+
+
 async def test_the_connector_of_your_own_that_the_docs_show_runs(bus_url: str, tmp_path: Path) -> None:
     page = Path(__file__).parents[2] / "docs/connectors/index.md"
     folder = project(tmp_path / "shop", "")
