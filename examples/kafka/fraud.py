@@ -14,20 +14,11 @@ class Order:
     to: str  # the country that it is sent to
 
 
-@function(on="orders.placed", sends="orders.held", ordered=True)
+@function(on="orders.placed", sends="warehouse:example-held", ordered=True)
 async def check(order: Order) -> dict[str, object] | None:
-    """Hold what is dear and goes where the card is not from. What is returned is an event; nothing is none."""
+    """Hold what is dear and goes where the card is not from. What is returned leaves for the topic `example-held` of Kafka."""
     if order.amount < 1000 or order.card == order.to:
         return None
-    return {"number": order.number, "why": f"{order.amount:,.2f} EUR, with a card from {order.card}, to {order.to}"}
-
-
-@dataclass
-class Held:
-    number: int
-    why: str
-
-
-@function(on="orders.held")
-async def tell(held: Held) -> None:
-    print(f"order {held.number} is held: {held.why}")
+    why = f"{order.amount:,.2f} EUR, with a card from {order.card}, to {order.to}"
+    print(f"order {order.number} is held: {why}")
+    return {"number": order.number, "why": why}

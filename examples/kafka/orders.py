@@ -8,7 +8,7 @@ import os
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-TOPIC = "example-orders"
+TOPIC, HELD = "example-orders", "example-held"
 SERVERS = os.environ["KAFKA_BOOTSTRAP_SERVERS"]
 ODD: dict[int, dict[str, object]] = {
     42: {"amount": 2400.0, "to": "BR"},
@@ -27,8 +27,8 @@ def order(number: int) -> dict[str, object]:
 async def main() -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=SERVERS)
     await admin.start()
-    if TOPIC not in await admin.list_topics():
-        await admin.create_topics([NewTopic(TOPIC, num_partitions=4, replication_factor=1)])
+    missing = {TOPIC, HELD} - {*await admin.list_topics()}
+    await admin.create_topics([NewTopic(topic, num_partitions=4, replication_factor=1) for topic in missing])
     await admin.close()
 
     producer = AIOKafkaProducer(bootstrap_servers=SERVERS, acks="all")
