@@ -72,7 +72,24 @@ async def _work(place: Place, names: Sequence[str]) -> None:
         ready.set()
         sinks = [outlet.name for outlet in running.outlets]
         log.info("connectors run", extra={"connectors": [pump.route.name for pump in running.pumps], "sinks": sinks})
+        await _warn_of_the_unheard(bus, running.pumps)
         await service.run(*running.services, process.closed(bus), process.supervised(ready), grace=config.worker.grace)
+
+
+async def _warn_of_the_unheard(bus: JetStreamBus, pumps: Sequence[Pump]) -> None:
+    """Of topics that no queue hears: a function that gets its queue later begins behind what is stored until then."""
+    from ..buses.listing import hears
+    from ..errors import BusError
+
+    for topic in dict.fromkeys(pump.route.to for pump in pumps if pump.route.to):
+        try:
+            heard = await hears(bus, topic)
+        except BusError:  # this user may not ask; a bus that is away, the pumps notice
+            return
+        if not heard:
+            log.warning(
+                "no function has a queue for this topic: what is stored runs nothing; 'faas functions sync'", extra={"topic": topic}
+            )
 
 
 class Running(NamedTuple):

@@ -159,6 +159,24 @@ def test_a_connector_that_cannot_be_made_is_78_and_says_where(bus_url: str, line
     assert "Traceback" not in done.stderr
 
 
+async def test_a_topic_that_no_function_has_a_queue_for_is_warned_of(bus_url: str, lines: Path) -> None:
+    """Its events would be stored, and a function that is synced later would begin behind them."""
+    unheard = "no function has a queue for this topic"
+    with connecting(lines, bus_url) as running:
+        running.wait_for(unheard)
+        running.wait_for("shop.orders")
+    (lines / "functions.py").write_text("from broker_faas import function\n@function(on='shop.*')\ndef ship(event): ...\n")
+    faas(lines, bus_url, "functions", "sync")
+    (acked := lines / "orders.txt.acked").unlink(missing_ok=True)
+    with open(lines / "orders.txt", "ab") as file:
+        file.write(b"more\n")
+    with connecting(lines, bus_url) as running:
+        await eventually(acked.exists, 30)
+        said = running.said
+
+    assert unheard not in said
+
+
 def test_a_source_that_refuses_is_78(bus_url: str, lines: Path) -> None:
     (lines / "orders.txt").unlink()
     done = faas(lines, bus_url, "connect")
