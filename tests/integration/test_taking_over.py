@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import nats
@@ -18,6 +19,7 @@ from nats.js.api import ConsumerConfig
 
 from broker_faas.buses.nats import NatsBus
 from broker_faas.buses.reading import read
+from broker_faas.buses.store import position
 from broker_faas.connectors.batch import Route
 from broker_faas.connectors.kafka_parts.offsets import OURS
 from broker_faas.connectors.nats import NatsConnector
@@ -217,12 +219,10 @@ async def mails_url(_accounts: Iterator[str]) -> AsyncIterator[str]:
 async def connecting(connector: Connector, bus_url: str) -> AsyncIterator[None]:
     """The connector runs, to the topic `mails`."""
 
-    async def nothing(partition: str) -> None:
-        return None
-
     stop = asyncio.Event()
     async with NatsBus(bus_url).open() as bus, asyncio.TaskGroup() as tasks:
-        tasks.create_task(Pump(connector, Route(name="mails", source="/shop/mails", to="mails"), bus, nothing).run(stop))
+        pump = Pump(connector, Route(name="mails", source="/shop/mails", to="mails"), bus, partial(position, bus, "mails"))
+        tasks.create_task(pump.run(stop))
         try:
             yield
         finally:
