@@ -1,0 +1,129 @@
+"""The client: how the receiver is connected to, and what is read of its answers. aiohttp's traps are here."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from enum import Enum
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
+from yarl import URL
+
+from ...errors import SinkRefused, SinkUnavailable
+
+if TYPE_CHECKING:
+    from ..sinks.http import HttpSink
+
+KEEP_ALIVE = 15.0  # seconds that a connection may be quiet
+BODY = 64 << 10  # bytes of an answer that are read; beyond, its connection is closed
+_REFUSED = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")  # a certificate that is not trusted; what speaks no TLS
+
+
+class Phase(Enum):
+    """How far the request of the running task has come."""
+
+    CONNECTING = "not connected"
+    NEW = "on a connection made for it"
+    REUSED = "on a connection that others were sent on before"
+
+
+phase: ContextVar[Phase] = ContextVar("phase")
+
+
+class Connections(aiohttp.TCPConnector):
+    """Tells `phase`. What was said on a connection without having been asked would be the answer to the next request: it is closed."""
+
+    def __init__(self, limit: int, tls: ssl.SSLContext | bool) -> None:
+        super().__init__(limit=limit, ssl=tls, keepalive_timeout=KEEP_ALIVE, resolver=aiohttp.ThreadedResolver())
+        self._used: WeakSet[ResponseHandler] = WeakSet()
+
+    async def connect(self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout) -> Connection:
+        phase.set(Phase.CONNECTING)
+        connection = await super().connect(req, traces, timeout)
+        while connection.protocol is not None and connection.protocol.should_close:
+            connection.close()
+            connection = await super().connect(req, traces, timeout)
+        if connection.protocol is not None:
+            phase.set(Phase.REUSED if connection.protocol in self._used else Phase.NEW)
+            self._used.add(connection.protocol)
+        return connection
+
+
+@asynccontextmanager
+async def connected(how: HttpSink) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of a receiver that could be connected to just now. Raises SinkUnavailable, SinkRefused."""
+    tls = _tls(how)
+    url = URL(how.url.replace("{target}", "t"), encoded=True)
+    await _reach(url, tls, how.timeout)
+    async with aiohttp.ClientSession(
+        connector=Connections(how.concurrency, tls or True),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # ours has no rounding to whole seconds
+        cookie_jar=aiohttp.DummyCookieJar(),  # one request is nothing to the next
+        skip_auto_headers=["Content-Type"],  # data without a type stays so
+        auto_decompress=False,  # nobody wants to see it, and it may be a bomb
+        read_bufsize=BODY,
+        trust_env=False,
+    ) as session:
+        yield session
+
+
+def why(error: BaseException) -> str:
+    """Of a connection, in a few words, without any path."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        error = error.certificate_error
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "it closed the connection"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "what it said is no HTTP"
+    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+
+
+async def read(response: aiohttp.ClientResponse, body: bytearray) -> None:
+    """Appends what comes of the body, up to BODY. What is not read to its end is closed when the response is left."""
+    while len(body) < BODY and (chunk := await response.content.readany()):
+        body += chunk[: BODY - len(body)]
+
+
+async def _reach(url: URL, tls: ssl.SSLContext | None, timeout: float) -> None:
+    """One connection, on which nothing is asked: an address that is wrong is heard of before the first event."""
+    where = f"{url.host}:{url.port}"
+    try:
+        async with asyncio.timeout(timeout):
+            _, writer = await asyncio.open_connection(url.host, url.port, ssl=tls, happy_eyeballs_delay=0.25)
+    except ssl.SSLError as error:
+        kind = SinkRefused if error.reason in _REFUSED else SinkUnavailable
+        raise kind(f"{where} cannot be connected to: {why(error)}") from None
+    except (OSError, TimeoutError) as error:
+        raise SinkUnavailable(f"{where} cannot be connected to: {why(error)}") from None
+    writer.transport.abort()
+
+
+def _tls(how: HttpSink) -> ssl.SSLContext | None:
+    if not how.url.startswith("https:"):
+        return None
+    try:
+        context = ssl.create_default_context(cafile=how.ca_file)
+        if how.cert_file:
+            context.load_cert_chain(how.cert_file, how.key_file, password=_no_password)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        files = ", ".join(filter(None, (how.ca_file, how.cert_file, how.key_file)))
+        raise SinkRefused(f"the certificates cannot be read ({files}): {error}") from None
+    return context
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password, and nobody is there to type it")
