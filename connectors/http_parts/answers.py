@@ -35,7 +35,7 @@ def retry_after(value: str, now: float) -> float | None:
     """Seconds from now, of either form of Retry-After, at most 30 days; None for what is neither, and for what is over."""
     value = value.strip()
     if re.fullmatch(r"[0-9]+", value, re.ASCII):
-        seconds = float(value[:20]) if len(value) > 20 else float(int(value))
+        seconds = float(value[:20])  # more digits are more than 30 days, however many
     else:
         try:
             when = parsedate_to_datetime(value[:60])

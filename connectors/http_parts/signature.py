@@ -23,7 +23,7 @@ def key(secret: str) -> bytes:
     except ValueError:
         found = b""
     if not SHORTEST <= len(found) <= LONGEST:
-        raise ValueError(f"must be {PREFIX} and {SHORTEST} to {LONGEST} random bytes in base64, as of: openssl rand -base64 32") from None
+        raise ValueError(f"must be {PREFIX} and {SHORTEST} to {LONGEST} random bytes in base64, as of: openssl rand -base64 32")
     return found
 
 

@@ -32,7 +32,7 @@ from ..http_parts.client import Phase, connected, phase, read, why
 from ..http_parts.signature import key, message_id, sign
 from ..sink import Outgoing, Undelivered
 
-_URL = re.compile(r"https?://[^/?#@{}]+(?:[/?][!-~]*)?")
+_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]+(?:[/?][\w\-.~:/?\[\]@!$&'()*+,;=%{}]*)?", re.ASCII)
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[!-~](?:[ \t!-~]*[!-~])?")
 _OURS = {"content-type", "content-length", "transfer-encoding", "connection"}
@@ -112,13 +112,13 @@ def _host(url: str) -> str:
     """The host of a url that can be used. Raises ValueError, which does not show it: it may hold a password."""
     try:
         parts = urlsplit(url)
-        valid = _URL.fullmatch(url) and parts.hostname and parts.port != 0 and not parts.fragment
+        valid = _URL.fullmatch(url) and parts.hostname and parts.port != 0
     except ValueError:
         valid = False
     if not valid:
         raise ValueError(
-            "url must look like https://shop.example.com/events/{target}: in ASCII, {target} only behind the host, no fragment, "
-            "and no user or password, which belong into token or headers"
+            "url must look like https://shop.example.com/events/{target}: {target} only behind the host, no fragment, what a URI has no "
+            "place for percent-encoded, and no user or password, which belong into token or headers"
         )
     if left := re.search(r"[{}]", url.replace("{target}", "")):
         raise ValueError(f"url has a {left[0]!r} that belongs to no {{target}}; a plain one is written {quote(left[0])}")
