@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..sinks.http import HttpSink
 
 KEEP_ALIVE = 15.0  # seconds that a connection may be quiet
-BODY = 64 << 10  # bytes of an answer that are read; beyond, its connection is closed
+BODY = 16 << 10  # bytes of an answer that are read; beyond, its connection is closed
 _REFUSED = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")  # a certificate that is not trusted; what speaks no TLS
 
 
