@@ -53,7 +53,7 @@ class Hostile:
 
 
 @asynccontextmanager
-async def hostile(behave: Behave, concurrency: int = 16) -> AsyncIterator[tuple[Hostile, HttpSession]]:
+async def hostile(behave: Behave, concurrency: int = 16, timeout: float = TIMEOUT) -> AsyncIterator[tuple[Hostile, HttpSession]]:
     async with Hostile(behave).open() as server:
         sink = HttpSink(url=f"http://127.0.0.1:{server.port}/{{target}}", timeout=timeout, concurrency=concurrency)
         async with sink.open() as session:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
 from base64 import b64decode
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, NamedTuple
@@ -49,17 +50,27 @@ def http_system(folder: Path, *tls: str) -> Iterator[HttpSystem]:
         system.stop_server()
 
 
+@asynccontextmanager
+async def http_sink_system(folder: Path) -> AsyncIterator[HttpSystem]:
+    """tests/contract/test_sinks.py: what makes a system."""
+    with http_system(folder) as system:
+        yield system
+
+
 class HttpSystem:
-    """What a test sends goes to a target of its own: all of them share the server."""
+    """tests/contract/test_sinks.py: SinkSystem. What a test sends goes to a target of its own, so that many can share a server."""
 
     def __init__(self, folder: Path, *tls: str) -> None:
         folder.mkdir(exist_ok=True)
+        (folder / "received.jsonl").touch()
         self._folder = folder
         self._tls = tls
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port: int = listener.getsockname()[1]
         self._behaviour: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes]
+        self._requests: list[Request] = []
+        self._read = 0  # bytes of the log
         self.behave()
 
     def sink(self, **options: Any) -> HttpSink:
@@ -90,12 +101,28 @@ class HttpSystem:
 
     def requests(self, target: str) -> list[Request]:
         """So far, in the order in which they came."""
-        file = self._folder / "received.jsonl"
-        lines = [json.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
-        found = [Request(**line | {"headers": dict(line["headers"]), "body": b64decode(line["body"])}) for line in lines]
-        return [one for one in found if one.path.rpartition("/")[2] == target]
+        with (self._folder / "received.jsonl").open("rb") as log:
+            log.seek(self._read)
+            whole, newline, _ = log.read().rpartition(b"\n")
+        self._read += len(whole + newline)
+        for line in whole.splitlines():
+            seen = json.loads(line)
+            self._requests.append(Request(**seen | {"headers": dict(seen["headers"]), "body": b64decode(seen["body"])}))
+        return [one for one in self._requests if one.path.rpartition("/")[2] == target]
+
+    async def target(self) -> str:
+        return f"orders.t{secrets.token_hex(4)}"
 
     async def received(self, target: str, n: int) -> list[tuple[str | None, CloudEvent]]:
-        """Waits until n are there. The key: HTTP has none but the event's own."""
-        await eventually(lambda: len(self.requests(target)) >= n)
+        """Waits until n are there, and all is answered. The key: HTTP has none but the event's own."""
+        await eventually(lambda: n <= len(self.requests(target)) <= self._answers(target), 60)
         return [(one.event.partitionkey, one.event) for one in self.requests(target)]
+
+    def _answers(self, target: str) -> int:
+        return (self._folder / "answered").read_text().split().count(target)
+
+    def away(self) -> None:
+        self.stop_server()
+
+    def back(self) -> None:
+        self.start_server()

@@ -1,6 +1,7 @@
 """A receiver of webhooks, as a process of its own: `python -m tests.systems.http_app FOLDER PORT [CERT KEY CLIENTS_CA]`.
 
 FOLDER/received.jsonl   a line for each request, written before it is answered
+FOLDER/answered         the last part of the path of each, a line, written after it was answered
 FOLDER/behaviour.json   what is answered, by the last part of the path: {"status": 503, "headers": {}, "body": "", "delay": 1.0,
                         "hang": true, "times": 1}; delay: seconds; times: so often, 204 afterwards. Without any: 204.
 """
@@ -19,6 +20,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -27,6 +29,7 @@ from starlette.routing import Route
 class Receiver:
     def __init__(self, folder: Path) -> None:
         self._log = (folder / "received.jsonl").open("ab")
+        self._answered = (folder / "answered").open("ab", buffering=0)
         self._behaviour = folder / "behaviour.json"
         self._told: Counter[str] = Counter()
         self._in_hand: Counter[str] = Counter()
@@ -63,7 +66,10 @@ class Receiver:
         if how.get("hang"):
             await asyncio.Event().wait()
         await asyncio.sleep(how.get("delay", 0))
-        return Response(how.get("body", ""), how.get("status", 204), how.get("headers"))
+        return Response(how.get("body", ""), how.get("status", 204), how.get("headers"), background=BackgroundTask(self._count, target))
+
+    async def _count(self, target: str) -> None:
+        self._answered.write(target.encode() + b"\n")
 
 
 def main(folder: Path, port: int, *tls: str) -> None:
