@@ -196,7 +196,8 @@ class HttpSession:
                 try:
                     await self._ask(request, answer, body)
                 except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                    # It gave up a quiet connection as we wrote to it: nobody has read the request, in all likelihood.
+                    # It gave up a quiet connection as we wrote to it: nobody has read the request, in all likelihood. Seen of uvicorn
+                    # (which waits for 5 s) on a busy machine, of several connections at once.
                     if answer or phase.get() is not Phase.REUSED:
                         raise
                     await self._ask(request, answer, body)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from base64 import b64encode
+from dataclasses import fields
 from typing import Any
 
 import msgspec
@@ -14,6 +17,8 @@ from broker_faas.connectors.sink import Undelivered
 from broker_faas.connectors.sinks.http import HttpSink
 from broker_faas.errors import MAX_DELAY
 from broker_faas.event import CloudEvent
+
+from ..markdown import ROOT, blocks
 
 LOCAL = "http://127.0.0.1:8080/events/{target}"
 NOW = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT
@@ -87,6 +92,17 @@ def test_what_urls_may_look_like(url: str) -> None:
 
 def test_another_machine_is_sent_to_without_tls_if_one_says_so() -> None:
     assert HttpSink(url="http://10.0.0.1/", insecure=True).insecure
+
+
+def test_the_page_shows_every_option_and_its_example_can_be_used() -> None:
+    page = ROOT / "docs" / "connectors" / "http.md"
+    section = page.read_text().partition("### Options of the sink")[2].partition("\n##")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    example = tomllib.loads([block.text for block in blocks(page) if block.language == "toml"][-1])["sink"][0]
+    secret = {"token": "hunter2", "secret": SECRET}
+
+    assert {option.name for option in fields(HttpSink)} == set(re.findall(r"`(\w+)`", "".join(rows)))
+    assert HttpSink(**{name: value for name, value in (example | secret).items() if name not in ("name", "type")}).token == "hunter2"
 
 
 # --- answers ------------------------------------------------------------------------------------------------
