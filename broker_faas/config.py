@@ -103,6 +103,7 @@ class FunctionConfig:
 class ConnectorConfig:
     """A [[connector]]. type: of its driver, which knows the `options`. to: topic; None: the name at the source. where: a filter.
 
+    decode: `module:function` of the project, which makes data of a record's bytes.
     place: `faas.toml:12`, and of each option. unset: what is wrong with the environment: an error for what runs this connector.
     """
 
@@ -110,6 +111,7 @@ class ConnectorConfig:
     type: str
     to: str | None = None
     where: Filter | None = None
+    decode: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     place: str = FILE
     places: Mapping[str, str] = field(default_factory=dict)

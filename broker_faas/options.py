@@ -297,6 +297,7 @@ CONNECTOR: dict[str, Check] = {
     "type": named(r"[a-z]+|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*", "a connector, like kafka, or a class, like module:Class", 200),
     "to": topic,
     "where": where_from_json,
+    "decode": named(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", "a function of the project's, like decoders:avro", 200),
 }
 
 

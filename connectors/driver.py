@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..options import masked, nearest
 from .pump import Connector
 
-_HELPERS = {"__init__", "batch", "driver", "pump"}
+_HELPERS = {"__init__", "batch", "decoder", "driver", "pump", "replay"}
 
 
 def known() -> list[str]:

@@ -25,14 +25,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..buses.access import Access
 from ..buses.store import stored
 from ..errors import BusRefused, SourceRefused
-from ..event import CloudEvent
 from ..options import bus_url, check_remote
 from ..topics import overlap
-from .batch import Refused
+from .batch import Batch
 from .nats_parts.consumer import ConsumerSource, partition
 from .nats_parts.core import CoreSource
 from .nats_parts.inbox import Inbox, source_errors
-from .nats_parts.messages import Message, stored_message, text, translate
+from .nats_parts.messages import Message, again, batch, stored_message
 from .pump import Positions, Source
 
 if TYPE_CHECKING:  # nats-py takes 0.2 s to import: open() pays
@@ -129,13 +128,16 @@ class NatsConnector:
                 await session.begin()
             yield session
 
-    async def peek(self, source: str, n: int) -> list[tuple[str, CloudEvent | Refused]]:
+    def again(self, source: str, data: bytes, rest: object) -> Batch:
+        return again(data, rest, source, self.event_type)
+
+    async def peek(self, source: str, n: int) -> Batch:
         """JetStream: read from the stream, behind what the consumer has acknowledged. core: what comes within LOOK seconds."""
         async with AsyncExitStack() as stack:
             with source_errors():
                 connection = await self._connect(stack)
                 messages = await (self._listen(connection, n) if self.core else self._lookup(connection, n))
-        return [(text(message.subject), translate(message, source, self.event_type)) for message in messages]
+        return batch(messages, source, self.event_type)
 
     async def _connect(self, stack: AsyncExitStack) -> Connection:
         from ..buses.connection import connect

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -19,11 +21,12 @@ from .describe import as_json
 from .render import clean, count
 
 if TYPE_CHECKING:
+    from ..bus import Record
     from ..buses.nats import JetStreamBus
     from ..config import Config, ConnectorConfig
-    from ..connectors.batch import Refused
+    from ..connectors.batch import Batch, Item, Refused, Route
+    from ..connectors.decoder import Decoder
     from ..connectors.pump import Positions, Pump
-    from ..event import CloudEvent
 
 log = logging.getLogger(__name__)
 
@@ -70,29 +73,78 @@ async def _work(place: Place, names: Sequence[str]) -> None:
 
 def pumps_of(config: Config, chosen: Sequence[ConnectorConfig], bus: JetStreamBus) -> list[Pump]:
     """Services, one a connector. Raises ConfigError."""
-    from ..connectors.batch import Route
     from ..connectors.driver import driver
     from ..connectors.pump import Pump
+
+    return [Pump(driver(one), route_of(config, one), bus, positions_of(bus, one.name), decoder_of(config, one)) for one in chosen]
+
+
+def route_of(config: Config, one: ConnectorConfig) -> Route:
+    from ..connectors.batch import Route
     from ..layout import project_source
 
-    return [
-        Pump(
-            driver(one),
-            Route(name=one.name, source=project_source(config.project, one.name), to=one.to, where=one.where),
-            bus,
-            positions_of(bus, one.name),
-        )
-        for one in chosen
-    ]
+    return Route(name=one.name, source=project_source(config.project, one.name), to=one.to, where=one.where)
 
 
-def check_connectors(config: Config) -> None:
-    """Their options; nothing is connected to. Raises ConfigError."""
+def decoder_of(config: Config, one: ConnectorConfig) -> Decoder | None:
+    """It sees of the environment what executors do."""
+    from ..connectors.decoder import Decoder
+    from ..workers.zygote import scrubbed
+
+    if one.decode is None:
+        return None
+    return Decoder(
+        function=one.decode,
+        root=config.root,
+        place=f"{one.places['decode']}: connector {one.name!r}: decode",
+        connector=one.name,
+        environ=scrubbed(os.environ, config.worker.pass_env),
+        import_timeout=config.worker.import_timeout,
+    )
+
+
+async def check_connectors(config: Config) -> None:
+    """Their options, and that their decoders can be imported; nothing is connected to. Raises ConfigError."""
     if config.connectors:
         from ..connectors.driver import driver
 
         for one in _chosen(config, ()):
             driver(one)
+        for one in config.connectors:
+            if decoder := decoder_of(config, one):
+                async with decoder.open():
+                    pass
+
+
+class Became(NamedTuple):
+    """name: at the source. given, item: before and behind the decoder. record: of the item, or why there is none."""
+
+    name: str
+    given: Item
+    item: Item
+    record: Record | Refused
+
+
+@asynccontextmanager
+async def translating(config: Config, one: ConnectorConfig) -> AsyncIterator[Callable[[Batch], Awaitable[list[Became]]]]:
+    """What batches of this connector become, one by one. Raises ConfigError."""
+    from ..connectors.batch import record_of
+    from ..connectors.decoder import decoded
+
+    route = route_of(config, one)
+    async with AsyncExitStack() as stack:
+        decoder = decoder_of(config, one)
+        decoding = await stack.enter_async_context(decoder.open()) if decoder else None
+
+        async def translate(batch: Batch) -> list[Became]:
+            given, behind = batch.items, route
+            if decoding:
+                batch, behind = await decoded(route, batch, decoding), replace(route, where=None)
+            return [
+                Became(name, one, item, record_of(behind, name, item)) for (name, one), (_, item) in zip(given, batch.items, strict=True)
+            ]
+
+        yield translate
 
 
 def positions_of(bus: JetStreamBus, connector: str) -> Positions:
@@ -129,24 +181,21 @@ async def _dry_run(config: Config, names: Sequence[str]) -> None:
     from ..layout import project_source
 
     for one in _chosen(config, names):
-        items = await driver(one).peek(project_source(config.project, one.name), PEEKED)
-        click.echo(f"{one.name}: the next {count(len(items), 'event')}" if items else f"{one.name}: nothing waits at its source")
-        for name, item in items:
-            click.echo(_line(one, name, item))
+        async with translating(config, one) as translate:
+            shown = await translate(await driver(one).peek(project_source(config.project, one.name), PEEKED))
+        click.echo(f"{one.name}: the next {count(len(shown), 'event')}" if shown else f"{one.name}: nothing waits at its source")
+        for became in shown:
+            click.echo(f"  {_line(one, became)}")
 
 
-def _line(connector: ConnectorConfig, name: str, item: CloudEvent | Refused) -> str:
-    from ..errors import EventError
+def _line(connector: ConnectorConfig, became: Became) -> str:
+    from ..connectors.batch import DROPPED, Refused
     from ..event import CloudEvent
-    from ..layout import event_record
 
-    if not isinstance(item, CloudEvent):
-        return clean(f"  {item.where}: quarantined: {item.reason}")
-    topic = connector.to or name
-    if connector.where is not None and not connector.where.matches(item):
-        return clean(f"  {item.id}: dropped by where")
-    try:
-        event_record(topic, item)
-    except EventError as error:
-        return clean(f"  {item.id}: quarantined: {error}")
-    return clean(f"  {topic}: {json.dumps(as_json(item), ensure_ascii=False)}")
+    where = became.given.id if isinstance(became.given, CloudEvent) else became.given.where
+    if became.record is DROPPED:
+        return clean(f"{where}: dropped by where")
+    if isinstance(became.record, Refused):
+        return clean(f"{where}: quarantined: {became.record.reason}")
+    assert isinstance(became.item, CloudEvent)
+    return clean(f"{connector.to or became.name}: {json.dumps(as_json(became.item), ensure_ascii=False)}")

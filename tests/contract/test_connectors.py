@@ -227,7 +227,7 @@ async def test_a_foreign_message_has_the_same_id_whenever_it_is_read(system: Sys
     await system.produce(*numbered(3))
     ids = []
     for _ in range(2):
-        ids.append([item.id for _, item in await system.connector().peek("/p/c", 3) if isinstance(item, CloudEvent)])
+        ids.append([item.id for _, item in (await system.connector().peek("/p/c", 3)).items if isinstance(item, CloudEvent)])
 
     assert ids[0] == ids[1]
     assert len(set(ids[0])) == 3
@@ -236,7 +236,7 @@ async def test_a_foreign_message_has_the_same_id_whenever_it_is_read(system: Sys
 async def test_a_dry_run_acknowledges_nothing_and_hides_nothing_from_others(system: System) -> None:
     store = Store()
     await system.produce(*numbered(5))
-    seen = await system.connector().peek("/p/c", 3)
+    seen = (await system.connector().peek("/p/c", 3)).items
     acked = await system.acked()
     async with pumping(system, store):
         await eventually(stored(store, 5), 30)

@@ -47,7 +47,7 @@ class Lines:
         yield Reader(self, source, int(await positions("file") or -1) + 1)
 
     async def peek(self, source, n):
-        return [("lines", item) for item in self.items(source, 0, n)]
+        return Batch([("lines", self.items(source, 0, n))], None, {})
 
 class Reader:
     def __init__(self, options, source, at):
