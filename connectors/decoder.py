@@ -2,7 +2,7 @@
 
 Apart, since it may hang, crash, leak or keep the interpreter to itself, and must not see what the connector knows: its environment is
 that of executors. A batch at a time goes there, in the source's order. A process that dies or hangs while it decodes is replaced, the
-batch goes on, and the record it had decoded is tried once more, alone: only what ends a process by itself is refused.
+batch goes on, and the record it was at is tried once more, alone: only what ends a process by itself is refused.
 
 decoder_parts/process.py  the process, from outside
 decoder_parts/child.py    from inside
@@ -14,12 +14,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 
 from ..errors import SourceUnavailable
 from ..event import CloudEvent
-from .batch import DROPPED, Batch, Item, Refused, Route
+from .batch import DROPPED, Batch, Item, Route, refused
 from .decoder_parts.frames import LARGEST, Decoded, Given, Kind, batches
 from .decoder_parts.process import Child, Ended
 
@@ -93,13 +92,14 @@ class Decoding:
                 )
                 continue
             alone = at in suspects
-            to = at + 1 if alone else at + len([*takewhile(lambda n: n not in suspects, range(at, len(batch)))])
+            to = at + 1 if alone else min((n for n in suspects if n > at), default=len(batch))
             answers, ended = await self._ask(batch[at:to])
             found += answers
             if ended is None:
                 continue
             if ended.running is None:
                 blameless += 1
+                suspects.update(range(len(found), to))
                 if blameless == TRIES:
                     raise SourceUnavailable(f"decoder {self._decoder.function} does not work: {ended.reason}")
             elif alone:
@@ -153,7 +153,7 @@ async def decoded(route: Route, batch: Batch, decoding: Decoding, waits: Waits |
 
 def _became(event: CloudEvent, answer: Decoded) -> Item:
     if answer.kind in (Kind.REFUSED, Kind.AGAIN):
-        return Refused(f"{event.source} {event.id}", answer.text, event.attributes, event.data or b"", event)
+        return refused(event, answer.text)
     kept = {name: value for name, value in event.attributes.items() if name != "contentencoding"}
     if answer.kind == Kind.JSON:  # in the order in which headers on the bus are plain ones
         first = {name: kept.pop(name) for name in ("specversion", "id", "source", "type")}

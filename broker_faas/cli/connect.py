@@ -60,10 +60,10 @@ async def _work(place: Place, names: Sequence[str]) -> None:
     from .stats import answering, connectors_of
 
     config = place.project
-    chosen = _chosen(config, names)
+    ours = chosen(config, names)
     async with AsyncExitStack() as stack:
         bus = await service.patiently(lambda: stack.enter_async_context(place.open(manage=True)))
-        pumps = pumps_of(config, chosen, bus)
+        pumps = pumps_of(config, ours, bus)
         await stack.enter_async_context(answering(bus.connection, connectors_of(config.project), told(pumps)))
         ready = asyncio.Event()
         ready.set()
@@ -108,7 +108,7 @@ async def check_connectors(config: Config) -> None:
     if config.connectors:
         from ..connectors.driver import driver
 
-        for one in _chosen(config, ()):
+        for one in chosen(config, ()):
             driver(one)
         for one in config.connectors:
             if decoder := decoder_of(config, one):
@@ -166,7 +166,8 @@ def told(pumps: Sequence[Pump]) -> Callable[[], dict[str, object]]:
     return lambda: {"connectors": {pump.route.name: asdict(pump.status) for pump in pumps}}
 
 
-def _chosen(config: Config, names: Sequence[str]) -> list[ConnectorConfig]:
+def chosen(config: Config, names: Sequence[str]) -> list[ConnectorConfig]:
+    """Those of these names, all without any. Raises ConfigError."""
     from ..connectors.driver import sources
 
     if str(config.root) not in sys.path:
@@ -180,7 +181,7 @@ async def _dry_run(config: Config, names: Sequence[str]) -> None:
     from ..connectors.driver import driver
     from ..layout import project_source
 
-    for one in _chosen(config, names):
+    for one in chosen(config, names):
         async with translating(config, one) as translate:
             shown = await translate(await driver(one).peek(project_source(config.project, one.name), PEEKED))
         click.echo(f"{one.name}: the next {count(len(shown), 'event')}" if shown else f"{one.name}: nothing waits at its source")

@@ -46,6 +46,7 @@ class Child:
         self._page = page
         self._running = memoryview(page).cast("Q")
         self._output = output
+        self._announced: int | None = None  # bytes of the frame that is being read
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
 
@@ -128,6 +129,7 @@ class Child:
                 how = f"the decoder took longer than {DEADLINE:g} s"
             elif isinstance(error, ProtocolError):
                 how = f"the decoder's process wrote what it must not: {error}"
+                running = 0 if len(records) == 1 else -1  # to any fd, so the page says nothing
             else:
                 how = f"the decoder's process ended: {how}"
             return answers[: len(records)], Ended(how, running if len(answers) <= running < len(records) else None)
@@ -159,8 +161,12 @@ class Child:
                     raise
 
     async def _frame(self) -> bytes:
+        """Cancelled, it goes on where it was."""
         try:
-            head = await self._reader.readexactly(4)
-            return await self._reader.readexactly(length(head))
+            if self._announced is None:
+                self._announced = length(await self._reader.readexactly(4))
+            body = await self._reader.readexactly(self._announced)
         except asyncio.IncompleteReadError:
             raise EOFError from None
+        self._announced = None
+        return body
