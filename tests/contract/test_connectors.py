@@ -11,9 +11,11 @@ import orjson
 import pytest
 import pytest_asyncio
 
+from broker_faas.bus import Delivery
 from broker_faas.connectors import pump as module
-from broker_faas.connectors.batch import Refused, Route
+from broker_faas.connectors.batch import Refused, Route, records
 from broker_faas.connectors.pump import Connector, Pump
+from broker_faas.connectors.replay import Translator, again
 from broker_faas.errors import BusUnavailable
 from broker_faas.event import CloudEvent
 from broker_faas.layout import faas_headers
@@ -258,6 +260,25 @@ async def test_what_cannot_become_an_event_is_quarantined_and_the_rest_goes_on(s
 
     assert numbers(store) == [0, 1]
     assert faas_headers(refused.headers)["reason"]
+
+
+async def test_what_is_kept_of_a_message_in_quarantine_is_enough_to_translate_it_again(system: System) -> None:
+    native = CloudEvent(type="größe", source="/lager", id="1 2%", data=b"\x00\xffdata", datacontenttype="a/b", plant="Köln")
+    await system.produce(*numbered(1))
+    await system.produce_native(native)
+    await system.produce_poison()
+    await system.produce(b"\xff\x00")
+    connector = system.connector()
+    read = await connector.peek("/p/c", 4)
+    ready = records(Route(name="c", source="/p/c", to="no topic!"), read, 0.0)
+    kept = [Delivery(one.subject, one.headers, one.data, n, 1, 0.0, "", "") for n, one in enumerate(ready.quarantine)]
+    translated = again(connector, "/p/c", kept)
+
+    assert len(read.items) == len(kept) == 4
+    if isinstance(connector, Translator):
+        assert translated.items == read.items
+    else:  # of its events we know enough all the same
+        assert _events(translated.items) == _events(read.items)
 
 
 async def test_a_bus_restored_from_an_older_copy_gets_what_it_lacks(system: System) -> None:
