@@ -197,7 +197,6 @@ async def _store(bus: JetStreamBus, connector: str, ready: Sequence[tuple[Delive
             return {ready[0][0].seq: str(error)}
         alone = [await _store(bus, connector, [one]) for one in ready]
         return {seq: reason for one in alone for seq, reason in one.items()}
-    # crash point: replay-stored
     await store.together(store.delete(bus, DEAD, delivery.seq) for delivery, _ in ready)
     return {}
 
