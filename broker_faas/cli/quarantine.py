@@ -97,10 +97,11 @@ def show_(number: int, raw: bool, url: str | None) -> None:
 @output_option
 @url_option
 def replay(connector: str, numbers: tuple[int, ...], dry_run: bool, output: str, url: str | None) -> None:
-    """Translate what CONNECTOR has in quarantine again, as faas.toml and its decoder say now: all of it, or these numbers.
+    """Translate again what CONNECTOR has in quarantine: all, or these numbers.
 
-    What is an event now is stored on the bus, with the id that it would have had, and leaves the quarantine: once, also where a replay
-    was cut short and is run again. What is not, or is dropped by `where`, stays; exit code 1 says that something did.
+    As faas.toml and the decoder say now. What is an event now is stored on the bus, with the id that it would have had, and leaves the
+    quarantine: once, also where a replay was cut short and is run again. What is not, or is dropped by `where`, stays; exit code 1 says
+    that something did.
 
     \b
     Example:
