@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from .client import connect, connect_sync
     from .errors import Reject, Retry
     from .event import CloudEvent
-    from .function import Context, RetryPolicy, function
+    from .function import Context, function
+    from .retry import RetryPolicy
 
 __all__ = ["CloudEvent", "Context", "Reject", "Retry", "RetryPolicy", "connect", "connect_sync", "function"]
 
@@ -20,7 +21,7 @@ _OWNERS = {
     "Context": "function",
     "Reject": "errors",
     "Retry": "errors",
-    "RetryPolicy": "function",
+    "RetryPolicy": "retry",
     "connect": "client",
     "connect_sync": "client",
     "function": "function",

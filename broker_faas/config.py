@@ -16,6 +16,9 @@
     [[connector]]                           # what a source has becomes events
     name = "orders"
     type = "kafka"                          # its options are those of connectors/kafka.py
+    [[sink]]                                # where functions send to: sends = "orders-out:orders.done"
+    name = "orders-out"
+    type = "kafka"                          # its options are those of connectors/sinks/kafka.py
 
 `${NAME}` in a string value is an environment variable, `$${` a plain `${`. Seconds are numbers, sizes are bytes.
 """
@@ -27,15 +30,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from . import options, toml
 from .errors import ConfigError
+from .retry import RetryPolicy
+from .topics import sink_of
 
 if TYPE_CHECKING:
+    from .function import Spec
     from .where import Filter
 
 FILE = "faas.toml"
+Driven = TypeVar("Driven", bound="DriverConfig")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,22 +107,44 @@ class FunctionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectorConfig:
-    """A [[connector]]. type: of its driver, which knows the `options`. to: topic; None: the name at the source. where: a filter.
+class DriverConfig:
+    """type: of the driver, which knows the `options`.
 
-    decode: `module:function` of the project, which makes data of a record's bytes.
-    place: `faas.toml:12`, and of each option. unset: what is wrong with the environment: an error for what runs this connector.
+    place: `faas.toml:12`, and of each option. unset: what is wrong with the environment: an error for what runs it.
     """
 
+    kind: ClassVar[str]
     name: str
     type: str
-    to: str | None = None
-    where: Filter | None = None
-    decode: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     place: str = FILE
     places: Mapping[str, str] = field(default_factory=dict)
     unset: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind} {self.name!r:.80}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectorConfig(DriverConfig):
+    """A [[connector]]. to: topic; None: the name at the source. where: a filter.
+
+    decode: `module:function` of the project, which makes data of a record's bytes.
+    """
+
+    kind: ClassVar[str] = "connector"
+    to: str | None = None
+    where: Filter | None = None
+    decode: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkConfig(DriverConfig):
+    """A [[sink]]."""
+
+    kind: ClassVar[str] = "sink"
+    retry: RetryPolicy = options.SINK_RETRY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +164,7 @@ class Config:
     gateway: GatewayConfig = GatewayConfig()
     functions: Mapping[str, FunctionConfig] = field(default_factory=dict)
     connectors: tuple[ConnectorConfig, ...] = ()
+    sinks: tuple[SinkConfig, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
     unset: tuple[str, ...] = ()
 
@@ -157,14 +187,24 @@ class Config:
             raise ConfigError(f"{origin} = {options.masked(url)!r} {error}") from None
         return replace(self, bus=replace(self.bus, url=checked), origins={**self.origins, "bus.url": origin})
 
-    def check_functions(self, names: Iterable[str]) -> None:
-        """ConfigError if a [function.NAME] is about none of the functions there are, or a variable of its env is not set."""
+    def check_functions(self, specs: Iterable[Spec]) -> None:
+        """ConfigError if a [function.NAME] is about none of the functions there are, a variable of its env is not set, or one sends to
+        a sink that is not there."""
         for problem in self.unset:
             raise ConfigError(problem)
-        known = list(names)
+        known = {spec.name: spec.sends for spec in specs}
         for name in self.functions:
             if name not in known:
                 raise ConfigError(f"{self.origins[f'function.{name}']}: there is no function {name!r}{options.nearest(name, known)}")
+        sinks = {sink.name: sink for sink in self.sinks}
+        for name, sends in known.items():
+            if name in sinks:
+                raise ConfigError(f"{sinks[name].place}: {sinks[name].label} has the name of a function, and both have a queue: rename one")
+            sink, _ = sink_of(sends or "")
+            if sink and sink not in sinks:
+                raise ConfigError(
+                    f"function {name} sends to {sends!r}, and {FILE} has no [[sink]] with name = {sink!r}{options.nearest(sink, sinks)}"
+                )
 
     def shown(self) -> Iterator[tuple[str, Any, str]]:
         """(option, value, origin) of each, as a person may see it: passwords and env values masked."""
@@ -195,7 +235,8 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
         raise ConfigError(f"there is no {FILE} in {Path.cwd()} or above it. `faas new NAME` makes a project.")
     table, lines = toml.read(path)
     reader = _Reader(path.name, lines, environ)
-    connectors = reader.connectors(table.pop("connector", []))
+    connectors = reader.rows(ConnectorConfig, options.CONNECTOR, table.pop("connector", []))
+    sinks = reader.rows(SinkConfig, options.SINK, table.pop("sink", []), taken=connectors)
     said = reader.read(options.SCHEMA, table)
     for required, example in (("project", '"shop"'), ("modules", '["shop.orders"]')):
         if required not in said:
@@ -216,6 +257,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
         gateway=gateway,
         functions=functions,
         connectors=connectors,
+        sinks=sinks,
         origins=reader.origins,
         unset=tuple(reader.unset),
         **said,
@@ -267,27 +309,32 @@ class _Reader:
                 raise ConfigError(f"{where}: {dotted} must be a table, like [{dotted}]")
         return values
 
-    def connectors(self, rows: Any) -> tuple[ConnectorConfig, ...]:
+    def rows(
+        self, kind: type[Driven], known: Mapping[str, options.Check], rows: Any, taken: Iterable[DriverConfig] = ()
+    ) -> tuple[Driven, ...]:
+        """Of each [[kind]]. taken: whose names these may not have, too."""
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ConfigError(f"{self._where(('connector',))}: connectors are written [[connector]], in two brackets, one for each")
-        found: dict[str, ConnectorConfig] = {}
+            where = self._where((kind.kind,))
+            raise ConfigError(f"{where}: {kind.kind}s are written [[{kind.kind}]], in two brackets, one for each")
+        found: list[Driven] = []
+        there = {one.name: one for one in taken}
         for number, row in enumerate(rows):
-            here = ("connector", str(number))
-            one = self._connector(row, here)
-            if one.name in found:
-                raise ConfigError(f"{one.place}: there is a connector {one.name!r} already, at {found[one.name].place}")
-            found[one.name] = one
-        return tuple(found.values())
+            one = self._row(kind, known, row, (kind.kind, str(number)))
+            if other := there.get(one.name):
+                raise ConfigError(f"{one.place}: there is a {other.label} already, at {other.place}")
+            there[one.name] = one
+            found.append(one)
+        return tuple(found)
 
-    def _connector(self, row: Mapping[str, Any], here: tuple[str, ...]) -> ConnectorConfig:
-        place, label = self._where(here), f"connector {row['name']!r:.80}" if "name" in row else "[[connector]]"
+    def _row(self, kind: type[Driven], known: Mapping[str, options.Check], row: Mapping[str, Any], here: tuple[str, ...]) -> Driven:
+        place, label = self._where(here), f"{kind.kind} {row['name']!r:.80}" if "name" in row else f"[[{kind.kind}]]"
         said: dict[str, Any] = {}
         own: dict[str, Any] = {}
         unset: list[str] = []
         for name, raw in row.items():
             at = self._where((*here, name))
             try:
-                if check := options.CONNECTOR.get(name):
+                if check := known.get(name):
                     said[name] = check(self._expanded(raw))
                 else:
                     own[name] = self._expanded(raw)
@@ -299,7 +346,7 @@ class _Reader:
             if required not in said and not unset:
                 raise ConfigError(f"{place}: {label} does not say {required!r}. Add a line like: {required} = {example}")
         places = {name: self._where((*here, name)) for name in row}
-        return ConnectorConfig(**{"name": "?", "type": "?", **said}, options=own, place=place, places=places, unset=tuple(unset))
+        return kind(**{"name": "?", "type": "?", **said}, options=own, place=place, places=places, unset=tuple(unset))
 
     def _rule(self, known: options.Table, here: tuple[str, ...]) -> options.Rule:
         *path, name = here

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .function import RetryPolicy
 from .layout import MAX_HELD_DELAY
+from .retry import RetryPolicy
 
 # How an attempt ended: the status codes of docs/reference/executor-protocol.md, and what the worker sees from outside.
 OK, FAILED, RETRY, REJECTED, SKIPPED, INVALID, TIMEOUT, CRASHED = range(8)

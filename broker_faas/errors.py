@@ -13,6 +13,9 @@ FaasError
 ├── SourceError        what a connector reads from
 │   ├── SourceUnavailable  try again later
 │   └── SourceRefused      permissions, a missing queue, an offset out of range: an operator mends it; exit 78
+├── SinkError          what a sink sends to
+│   ├── SinkUnavailable    try again later
+│   └── SinkRefused        permissions, something missing there: an operator mends it; exit 78
 ├── ExecutorError      user code ended without an outcome: one failed attempt
 │   ├── ExecutorCrashed    exit code or signal
 │   └── ProtocolError      bytes on the socket that are no frame
@@ -86,6 +89,18 @@ class SourceUnavailable(SourceError):
 
 class SourceRefused(SourceError):
     """It says no, and would again: permissions, nothing of that name, events that are not there any more."""
+
+
+class SinkError(FaasError):
+    """Of a system that a sink sends to."""
+
+
+class SinkUnavailable(SinkError):
+    """Not reachable, or gone while it was sent to: what was not confirmed is sent again, after a pause."""
+
+
+class SinkRefused(SinkError):
+    """It says no, and would again: a login, something of a name that is not there."""
 
 
 class ExecutorError(FaasError):

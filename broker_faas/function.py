@@ -26,62 +26,17 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 
 from .attributes import canonical
-from .errors import MAX_DELAY, ConfigError, FaasError, Reject
+from .errors import ConfigError, FaasError, Reject
 from .event import CloudEvent
 from .layout import output_id, project_source
+from .retry import RetryPolicy, is_count, is_number, require
 from .signature import Shape, UnresolvedAnnotation, location, shape
-from .topics import check_pattern, check_topic, minimal
+from .topics import check_destination, check_pattern, minimal
 from .where import Filter
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 MAX_NAME = 60  # characters
 MAX_HOPS = 16  # functions in a row; AWS Lambda stops a recursion there too
-
-
-def _require(option: str, value: object, rule: str, ok: bool) -> None:
-    if not ok:
-        raise ConfigError(f"{option}={value!r} must {rule}")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    """When a failed event runs again.
-
-    max_attempts: how often it runs at all. Seconds before attempt n+1: min(max_backoff, min_backoff * factor ** (n - 1)),
-    moved by up to ± jitter (a fraction), so that what failed together does not come back together.
-    """
-
-    max_attempts: int = 5
-    min_backoff: float = 1.0
-    max_backoff: float = 300.0
-    factor: float = 2.0
-    jitter: float = 0.2
-
-    def __post_init__(self) -> None:
-        low, high = self.min_backoff, self.max_backoff
-        _require("max_attempts", self.max_attempts, "be a whole number of at least 1", _is_count(self.max_attempts))
-        _require("min_backoff", low, "be seconds, 0 or more, at most 30 days", _is_number(low) and 0 <= low <= MAX_DELAY)
-        _require("max_backoff", high, "be seconds, min_backoff or more, at most 30 days", _is_number(high) and low <= high <= MAX_DELAY)
-        _require("factor", self.factor, "be a number of at least 1", _is_number(self.factor) and self.factor >= 1)
-        _require("jitter", self.jitter, "lie between 0 and 1", _is_number(self.jitter) and 0 <= self.jitter <= 1)
-
-    def delay(self, attempt: int, spread: float = 0.0) -> float | None:
-        """Seconds to wait after the `attempt`-th attempt (from 1) failed; None: no attempts are left. spread: -1..1, scales the jitter."""
-        if attempt >= self.max_attempts:
-            return None
-        try:
-            grown = self.min_backoff * self.factor ** (attempt - 1)
-        except OverflowError:
-            grown = self.max_backoff
-        return min(self.max_backoff, grown) * (1 + self.jitter * spread)
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -278,7 +233,7 @@ class Context:
         and extensions. Its id is derived from the event being handled and its place among the outputs, and it has no time of its own:
         another attempt makes the same bytes, and the bus stores them once. Raises TopicInvalid, EventInvalid, Reject (see next_hop).
         """
-        check_topic(topic)
+        check_destination(topic)
         cause = self.event
         event = CloudEvent(
             id=output_id(cause, len(self.outputs), self.topic),
@@ -324,35 +279,35 @@ _NAME = re.compile(rf"[A-Za-z0-9_]{{1,{MAX_NAME}}}")
 
 def _topics(on: str | Sequence[str]) -> tuple[str, ...]:
     patterns = [on] if isinstance(on, str) else on
-    _require("on", on, "be a topic like 'orders.created', or a list of topics", _is_listed(patterns))
+    require("on", on, "be a topic like 'orders.created', or a list of topics", _is_listed(patterns))
     return minimal(check_pattern(pattern) for pattern in patterns)
 
 
 def _start(start: str | datetime) -> str:
     if isinstance(start, datetime):
-        _require("start", start, "have a zone, like datetime(2026, 1, 31, tzinfo=timezone.utc)", start.tzinfo is not None)
+        require("start", start, "have a zone, like datetime(2026, 1, 31, tzinfo=timezone.utc)", start.tzinfo is not None)
         return canonical("start", start) or ""
-    _require("start", start, "be 'new', 'first' or a datetime", start in ("new", "first"))
+    require("start", start, "be 'new', 'first' or a datetime", start in ("new", "first"))
     return start
 
 
 def _check(f: Function[Any]) -> None:
     """Raises ConfigError, or TopicInvalid, about the first thing that cannot be."""
     name = f"be letters, digits and '_', at most {MAX_NAME} of them"
-    _require("name", f.name, name, _is_name(f.name))
-    _require("was", f.was, f"not be the function's own name, and {name}", f.was is None or (_is_name(f.was) and f.was != f.name))
-    _require("where", f.where, 'be a filter of broker_faas.where, like prefix(source="/shop/")', isinstance(f.where, Filter | None))
-    _require("sends", f.sends, "be a topic like 'orders.reserved'", isinstance(f.sends, str | None))
+    require("name", f.name, name, _is_name(f.name))
+    require("was", f.was, f"not be the function's own name, and {name}", f.was is None or (_is_name(f.was) and f.was != f.name))
+    require("where", f.where, 'be a filter of broker_faas.where, like prefix(source="/shop/")', isinstance(f.where, Filter | None))
+    require("sends", f.sends, "be a topic like 'orders.reserved'", isinstance(f.sends, str | None))
     if f.sends is not None:
-        check_topic(f.sends)
-    _require("retry", f.retry, "be a RetryPolicy, like RetryPolicy(max_attempts=3)", isinstance(f.retry, RetryPolicy))
-    _require("timeout", f.timeout, "be seconds, more than 0", _is_number(f.timeout) and f.timeout > 0)
-    _require("concurrency", f.concurrency, "be a whole number of at least 1", _is_count(f.concurrency))
-    _require("ordered", f.ordered, "be True (16 partitions), 16, 256 or False", f.ordered in (0, 16, 256))
+        check_destination(f.sends)
+    require("retry", f.retry, "be a RetryPolicy, like RetryPolicy(max_attempts=3)", isinstance(f.retry, RetryPolicy))
+    require("timeout", f.timeout, "be seconds, more than 0", is_number(f.timeout) and f.timeout > 0)
+    require("concurrency", f.concurrency, "be a whole number of at least 1", is_count(f.concurrency))
+    require("ordered", f.ordered, "be True (16 partitions), 16, 256 or False", f.ordered in (0, 16, 256))
     wide = f.ordered and any(topic.endswith(">") for topic in f.topics)
-    _require("on", f.topics, "name the topics of an ordered function, or use '*': it cannot listen to '>'", not wide)
-    _require("on_failure", f.on_failure, "be 'dead' or 'block'", f.on_failure in ("dead", "block"))
-    _require("on_failure", f.on_failure, "be 'dead' unless ordered=True", f.on_failure == "dead" or f.ordered > 0)
+    require("on", f.topics, "name the topics of an ordered function, or use '*': it cannot listen to '>'", not wide)
+    require("on_failure", f.on_failure, "be 'dead' or 'block'", f.on_failure in ("dead", "block"))
+    require("on_failure", f.on_failure, "be 'dead' unless ordered=True", f.on_failure == "dead" or f.ordered > 0)
 
 
 def _version(handler: Callable[..., Any]) -> str:

@@ -2,6 +2,7 @@
 
 stream   subjects                                    what
 events   ev.{topic}.{a}.{b}                          events; a, b: two hex digits of the partition key's hash, or - -
+         out.{sink}.{topic}.{a}.{b}                  events that leave through a sink (decision 11)
          re.{queue}.{a}.{b}                          replays for one ordered function (decision 2)
          pos.{connector}.{partition}                 how far a connector has stored a partition of its source
 retries  at.{queue}.{sequence}.{attempt} → go.{queue}  schedules and what they deliver
@@ -24,7 +25,7 @@ from urllib.parse import quote, unquote
 from .bus import Delivery, Queue, Record
 from .errors import ConfigError, EventTooLarge
 from .event import CloudEvent
-from .topics import check_pattern, check_topic, is_topic, minimal
+from .topics import check_destination, check_pattern, is_destination, minimal, sink_of
 
 EVENTS, RETRIES, DEAD = "events", "retries", "dead"
 MAX_DATA = 1 << 20  # bytes of data of one event
@@ -49,13 +50,22 @@ def partition(key: str | None) -> str:
     return f"{digits[0]}.{digits[1]}"
 
 
+EVENT = ("ev.", "out.")  # what subjects of events begin with
+
+
 def event_subject(topic: str, key: str | None) -> str:
-    return f"ev.{topic}.{partition(key)}"
+    return f"{_begins(topic)}.{partition(key)}"
 
 
 def topic_of(subject: str) -> str:
-    """The topic of an `ev.` subject."""
-    return subject[3:].rsplit(".", 2)[0]
+    """The topic of an event's subject."""
+    kind, _, rest = subject.rsplit(".", 2)[0].partition(".")
+    return rest.replace(".", ":", 1) if kind == "out" else rest
+
+
+def _begins(topic: str) -> str:
+    sink, words = sink_of(topic)
+    return f"out.{sink}.{words}" if sink else f"ev.{words}"
 
 
 def key_hash(*parts: str) -> str:
@@ -72,6 +82,11 @@ def project_source(project: str, function: str) -> str:
     return f"/{project}/{function}"
 
 
+def sink_queue(project: str, sink: str) -> Queue:
+    """From the first event that is stored: what functions sent before the sink ran for the first time is not lost."""
+    return Queue(f"{project}--{sink}", (f"{sink}:>",), start="first")
+
+
 # --- records ------------------------------------------------------------------------------------------------
 
 
@@ -82,8 +97,8 @@ def event_record(topic: str, event: CloudEvent) -> Record:
 
 def event_records(topic: str) -> Callable[[CloudEvent], Record]:
     """event_record() for many of one topic, at half the cost. Raises TopicInvalid; what it returns, EventTooLarge."""
-    check_topic(topic)
-    begins = f"ev.{topic}."
+    check_destination(topic)
+    begins = f"{_begins(topic)}."
     id_of = blake2b(f"{topic}\0".encode(), digest_size=_ID_BYTES)
     tails: dict[str | None, str] = {}  # keys come again
 
@@ -125,13 +140,13 @@ class Origin(NamedTuple):
 
 def origin(delivery: Delivery) -> Origin:
     """Pure; header parsing is paid only by what is no plain event."""
-    if delivery.subject.startswith("ev."):
+    if delivery.subject.startswith(EVENT):
         return Origin(topic_of(delivery.subject), str(delivery.seq), 0, delivery.stored_at)
     faas = faas_headers(delivery.headers)
     # Other clients may write here too: what is not of our making counts as not said.
     topic, sequence, attempts, first = (faas.get(name, "") for name in ("topic", "sequence", "attempts", "first"))
     return Origin(
-        topic if is_topic(topic) else "",
+        topic if is_destination(topic) else "",
         # A sequence of `retries` is none of `events`: a dead letter's id must not be another one's.
         sequence if re.fullmatch(r"[0-9a-z-]{1,60}", sequence) else f"other-{delivery.seq}",
         int(attempts) if re.fullmatch(r"[0-9]{1,6}", attempts) else 0,
@@ -332,7 +347,7 @@ def streams(*, max_bytes: int, dead_bytes: int, replicas: int = 1) -> list[dict[
     # The server's own limits: a dead letter or retry carries our headers on top of a full record.
     bounded = common | {"discard": "new"}
     return [
-        bounded | {"name": EVENTS, "subjects": ["ev.>", "re.>", "pos.>"], "max_bytes": max_bytes, "max_msg_size": MAX_STORED},
+        bounded | {"name": EVENTS, "subjects": ["ev.>", "out.>", "re.>", "pos.>"], "max_bytes": max_bytes, "max_msg_size": MAX_STORED},
         # Schedules refuse `discard: new` and need rollup headers: this stream has no limit of its own, the account's bounds it.
         common | {"name": RETRIES, "subjects": ["at.>", "go.>"], "allow_msg_schedules": True, "allow_rollup_hdrs": True},
         bounded | {"name": DEAD, "subjects": ["dead.>", "quarantine.>"], "max_bytes": dead_bytes},
@@ -341,11 +356,10 @@ def streams(*, max_bytes: int, dead_bytes: int, replicas: int = 1) -> list[dict[
 
 def filters(pattern: str, tail: str = "*.*") -> str:
     """The subject filter of a pattern. `d.>` means one or more parts after d, and then the two of the partition."""
-    if pattern == ">":
-        return "ev.*.*.>" if tail == "*.*" else ""
-    if pattern.endswith(".>"):
-        return f"ev.{pattern[:-2]}.*.*.>"
-    return f"ev.{pattern}.{tail}"
+    begins = _begins(pattern)
+    if begins.endswith(".>"):
+        return f"{begins[:-1]}*.*.>" if tail == "*.*" else ""
+    return f"{begins}.{tail}"
 
 
 def consumers(queue: Queue) -> list[tuple[str, dict[str, Any]]]:
@@ -364,7 +378,9 @@ def consumers(queue: Queue) -> list[tuple[str, dict[str, Any]]]:
     }
     wide = common | {"max_ack_pending": 50_000}
     started = common | _start(queue.start)
-    topics = minimal(check_pattern(topic) for topic in queue.topics)
+    for topic in queue.topics:
+        check_pattern(sink_of(topic)[1])
+    topics = minimal(queue.topics)
     retries = (RETRIES, wide | {"durable_name": queue.name, "filter_subject": f"go.{queue.name}", "deliver_policy": "all"})
     if not topics:  # `publish`: delayed publishes on their way to the events stream
         return [retries]

@@ -7,11 +7,12 @@ import keyword
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from .errors import ConfigError, TopicInvalid
+from .retry import RetryPolicy
 from .topics import check_topic
 
 if TYPE_CHECKING:
@@ -138,6 +139,16 @@ def where_from_json(value: Any) -> Filter:
         return from_json(value)
     except ConfigError as error:
         raise ValueError(f"is no filter: {error}") from None
+
+
+def retry(value: Any) -> RetryPolicy:
+    if not isinstance(value, dict):
+        raise ValueError("must be a table, like {max_attempts = 10, max_backoff = 600}")
+    names = [option.name for option in fields(RetryPolicy)]
+    for name in value:
+        if name not in names:
+            raise ValueError(f"has no option {name!r:.80}{nearest(name, names)}")
+    return replace(SINK_RETRY, **value)
 
 
 def bus_url(value: Any) -> str:
@@ -291,14 +302,20 @@ SCHEMA = Table(
 )
 
 
-# What every [[connector]] may say; the rest is its driver's.
-CONNECTOR: dict[str, Check] = {
+SINK_RETRY = RetryPolicy(max_attempts=20)  # an hour: what others run is away for longer than a function's own mistake lasts
+
+# What every [[connector]] and [[sink]] may say; the rest is its driver's.
+_DRIVER: dict[str, Check] = {
     "name": named(r"[a-z0-9]+(-[a-z0-9]+)*", "a name of lower-case letters, digits and single '-'"),
-    "type": named(r"[a-z]+|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*", "a connector, like kafka, or a class, like module:Class", 200),
+    "type": named(r"[a-z]+|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*", "a system, like kafka, or a class, like module:Class", 200),
+}
+CONNECTOR: dict[str, Check] = {
+    **_DRIVER,
     "to": topic,
     "where": where_from_json,
     "decode": named(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", "a function of the project's, like decoders:avro", 200),
 }
+SINK: dict[str, Check] = {**_DRIVER, "retry": retry}
 
 
 # --- for messages -------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Topics, that events are published to, and patterns, that functions listen to. Pure.
 
 A topic is dot-separated words of letters, digits, `_` and `-`: `orders.created`. In a pattern `*` stands for one word, and a
-`>` at the end for one or more: `orders.*`, `orders.>`.
+`>` at the end for one or more: `orders.*`, `orders.>`. Functions may also send to a destination outside of the bus, a topic
+behind a sink's name and a colon: `orders-out:orders.done`. A pattern without that name never matches one with it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from .errors import ConfigError, TopicInvalid
 MAX_TOPIC = 200  # characters
 
 _TOPIC = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_PREFIXED = re.compile(r"([a-z0-9]+(?:-[a-z0-9]+)*):(.*)", re.DOTALL)
 _PART = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -44,6 +46,26 @@ def check_topic(topic: str) -> str:
     raise AssertionError(topic)
 
 
+def check_destination(topic: str) -> str:
+    """Where a function sends to: a topic, or one behind a sink's name and a colon. Raises TopicInvalid."""
+    if not isinstance(topic, str):
+        check_topic(topic)
+    sink, there = sink_of(topic)
+    check_topic(there if sink else topic)
+    return topic
+
+
+def is_destination(topic: str) -> bool:
+    return is_topic(sink_of(topic)[1])
+
+
+def sink_of(topic: str) -> tuple[str, str]:
+    """(sink, topic there) of a topic or pattern that leaves the bus; ("", topic) of any other."""
+    if ":" in topic and (match := _PREFIXED.fullmatch(topic)):
+        return match[1], match[2]
+    return "", topic
+
+
 def check_pattern(pattern: str) -> str:
     """A topic in which a part may be `*` (any one part) and the last may be `>` (one or more parts)."""
     parts = pattern.split(".")
@@ -59,7 +81,7 @@ def check_pattern(pattern: str) -> str:
 
 def matches(pattern: str, topic: str) -> bool:
     """Whether an event published to `topic` goes to a function that listens to `pattern`."""
-    want, have = pattern.split("."), topic.split(".")
+    want, have = _parts(pattern), _parts(topic)
     for i, part in enumerate(want):
         if part == ">":
             return len(have) > i
@@ -77,7 +99,7 @@ def minimal(patterns: Iterable[str]) -> tuple[str, ...]:
         kept = [other for other in kept if not covers(pattern, other)] + [pattern]
     for i, one in enumerate(kept):
         for two in kept[i + 1 :]:
-            if overlap(one.split("."), two.split(".")):
+            if overlap(_parts(one), _parts(two)):
                 raise ConfigError(
                     f"topics {one!r} and {two!r} overlap: an event could match both. Use one pattern that covers them, or two functions."
                 )
@@ -86,7 +108,7 @@ def minimal(patterns: Iterable[str]) -> tuple[str, ...]:
 
 def covers(wide: str, narrow: str) -> bool:
     """Whether all that matches `narrow` matches `wide`; patterns or subject filters."""
-    w, n = wide.split("."), narrow.split(".")
+    w, n = _parts(wide), _parts(narrow)
     for i, part in enumerate(w):
         if part == ">":
             return len(n) > i
@@ -103,3 +125,9 @@ def overlap(one: Sequence[str], two: Sequence[str]) -> bool:
         if a != "*" and b != "*" and a != b:
             return False
     return len(one) == len(two)
+
+
+def _parts(pattern: str) -> list[str]:
+    """The sink, "" without one, and the words: what leaves the bus is no word's match."""
+    sink, words = sink_of(pattern)
+    return [sink, *words.split(".")]

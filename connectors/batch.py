@@ -12,6 +12,7 @@ from ..bus import Record
 from ..errors import EventError, TopicInvalid
 from ..event import CloudEvent
 from ..layout import event_record, event_records, position_record, quarantine_record, shortened
+from ..topics import check_topic
 from ..where import Filter
 
 
@@ -90,7 +91,7 @@ def records(route: Route, batch: Batch, now: float) -> Ready:
     filtered = 0
     for p, (name, items) in enumerate(batch.parts):
         try:
-            record = event_records(route.to or name)
+            record = event_records(check_topic(route.to or name))
         except TopicInvalid as error:
             record = _refuse(error)
         for i, item in enumerate(items):
@@ -118,7 +119,7 @@ def record_of(route: Route, name: str, item: Item) -> Record | Refused:
     if route.where is not None and not route.where.matches(item):
         return DROPPED
     try:
-        return event_record(route.to or name, item)
+        return event_record(check_topic(route.to or name), item)
     except EventError as error:
         return refused(item, error)
 

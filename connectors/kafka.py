@@ -3,6 +3,7 @@
 aiokafka's own ways that would lose events are off: it commits nothing by itself, and an offset that is out of range ends the
 connector instead of skipping to where there is something.
 
+kafka_parts/cluster.py  the options of a connection
 kafka_parts/session.py  batches and acknowledgements
 kafka_parts/member.py   the group: where partitions begin, and how they are handed over
 kafka_parts/records.py  what a record becomes
@@ -14,15 +15,15 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from aiokafka import ConsumerRecord
 
 from ..attributes import is_string
-from ..options import loopback
 from .batch import Batch
 from .kafka_parts.client import CONNECTING, connected, partitions
+from .kafka_parts.cluster import Cluster
 from .kafka_parts.errors import told
 from .kafka_parts.member import Member
 from .kafka_parts.offsets import group_offsets, start_offsets
@@ -32,40 +33,22 @@ from .pump import Positions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KafkaConnector:
+class KafkaConnector(Cluster):
     """Options: docs/connectors/kafka.md. Timeouts in seconds; batch: records at most."""
 
-    servers: str
     group: str
     topics: tuple[str, ...] = ()
     topic_pattern: str | None = None
     start: Literal["earliest", "latest"] = "earliest"
     batch: int = 1000
     event_type: str = "kafka.record"
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
-    insecure: bool = False
     group_instance_id: str | None = None
     session_timeout: float = 30.0
     heartbeat_interval: float = 3.0
     rebalance_timeout: float = 30.0
 
     def __post_init__(self) -> None:
-        for server in self.servers.split(","):
-            host, colon, port = server.strip().rpartition(":")
-            if not (host and colon and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536) or "/" in host or "@" in host:
-                raise ValueError("servers must look like kafka-1:9092,kafka-2:9092")
-            host = host.strip("[]")
-            if not self.insecure and not loopback(host) and not self.security_protocol.endswith("SSL"):
-                raise ValueError(
-                    f'servers names another machine ({host}): it needs TLS, like security_protocol = "SASL_SSL". '
-                    "In a network where nobody else listens, say insecure = true."
-                )
+        Cluster.__post_init__(self)  # super() does not find it: a dataclass with slots is made twice
         if bool(self.topics) == (self.topic_pattern is not None):
             raise ValueError("topics or topic_pattern must be given, and not both")
         if bad := [topic for topic in self.topics if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", topic) or topic in (".", "..")]:
@@ -82,12 +65,6 @@ class KafkaConnector:
             raise ValueError("event_type must be text of at least one character, without control characters")
         if not 1 <= self.batch <= 10_000:
             raise ValueError("batch must lie between 1 and 10,000")
-        if self.security_protocol.startswith("SASL") != (self.username is not None and self.password is not None):
-            raise ValueError(
-                'username and password must be given with security_protocol = "SASL_SSL" or "SASL_PLAINTEXT", and only with them'
-            )
-        if (self.cert_file is None) != (self.key_file is None):
-            raise ValueError("cert_file and key_file must be given together")
         if not 1 <= self.session_timeout <= 1800 or not 1 <= self.rebalance_timeout <= 1800:
             raise ValueError("session_timeout and rebalance_timeout must lie between 1 and 1800 seconds")
         if not 0.1 <= self.heartbeat_interval <= self.session_timeout / 3:

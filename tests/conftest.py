@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,25 @@ async def own_kafka(tmp_path: Path) -> AsyncIterator[kafka_server.OwnKafka]:
     _kafka_jars()
     async with kafka_server.running(tmp_path / "kafka") as broker:
         yield broker
+
+
+@pytest_asyncio.fixture
+async def three_kafkas(tmp_path: Path) -> AsyncIterator[Sequence[kafka_server.OwnKafka]]:
+    """A cluster to break."""
+    _kafka_jars()
+    async with kafka_server.three(tmp_path / "kafkas") as brokers:
+        yield brokers
+
+
+@pytest.fixture(scope="session")
+def kcat() -> str:
+    """Path of a client of Kafka that is not ours."""
+    if path := shutil.which("kcat") or shutil.which("kafkacat"):
+        return path
+    missing = "there is no kcat: tools/test-servers, or apt-get install kcat"
+    if os.environ.get("CI"):
+        pytest.fail(missing, pytrace=False)
+    pytest.skip(f"NO REAL CLIENT, NOT TESTED: {missing}")
 
 
 def _kafka_jars() -> None:

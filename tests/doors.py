@@ -19,9 +19,9 @@ from broker_faas.config import load
 from broker_faas.decide import DONE, decide
 from broker_faas.errors import ConfigError, EventError, ProtocolError, Reject
 from broker_faas.event import CloudEvent
-from broker_faas.function import RetryPolicy
 from broker_faas.invoke import classify
 from broker_faas.layout import back_record, dead_record, event_record, event_subject, replay_record, retry_record
+from broker_faas.retry import RetryPolicy
 from broker_faas.topics import check_pattern, check_topic
 from broker_faas.workers.dispatch import Pool
 from broker_faas.workers.feed import Feed

@@ -1,4 +1,4 @@
-"""A real Apache Kafka for tests: one broker in KRaft mode on loopback. Its jars come from Maven Central, once, into .servers/."""
+"""A real Apache Kafka for tests: one broker or three in KRaft mode, on loopback. Its jars come from Maven Central, into .servers/."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from time import monotonic
@@ -60,13 +60,18 @@ def jars() -> Path:
 
 
 class OwnKafka:
-    """A broker to break: after kill() or stop(), start() brings it back with its data and port."""
+    """A broker to break: after kill() or stop(), start() brings it back with its data and port.
 
-    def __init__(self, folder: Path) -> None:
+    controllers: ports of all brokers of the cluster, of which this one is the `node`th; without any it is alone.
+    """
+
+    def __init__(self, folder: Path, node: int = 1, controllers: Sequence[int] = ()) -> None:
+        self.node = node
         self._folder = folder
         self._libs = jars()
         self._process: asyncio.subprocess.Process | None = None
-        self._port, self._sasl, self._controller = _free_ports(3)
+        self._port, self._sasl, alone = _free_ports(3)
+        self._controllers = controllers or [alone]
 
     @property
     def servers(self) -> str:
@@ -74,14 +79,16 @@ class OwnKafka:
 
     @property
     def sasl_servers(self) -> str:
-        """The same broker for SASL_PLAINTEXT with PLAIN: user `shop`, password `secret`."""
+        """The same broker for SASL_PLAINTEXT with PLAIN: users `shop`, who may do everything, and `clerk`, who may nothing that is not
+        allowed to him. The password of both is `secret`."""
         return f"127.0.0.1:{self._sasl}"
 
     async def start(self) -> None:
         if not self._folder.exists():
             self._folder.mkdir(parents=True)
             (self._folder / "server.properties").write_text(self._settings())
-            code = await (await self._java("kafka.tools.StorageTool", "format", "--standalone", "-t", CLUSTER, "-c")).wait()
+            alone = ["--standalone"] if len(self._controllers) == 1 else []
+            code = await (await self._java("kafka.tools.StorageTool", "format", *alone, "-t", CLUSTER, "-c")).wait()
             if code:
                 raise AssertionError(f"Kafka's folder cannot be made: {self._log()}")
         self._process = await self._java("kafka.Kafka")
@@ -121,11 +128,19 @@ class OwnKafka:
         return (self._folder / "log").read_text()[-1500:]
 
     def _settings(self) -> str:
-        listeners = f"PLAINTEXT://127.0.0.1:{self._port},SASL://127.0.0.1:{self._sasl},CONTROLLER://127.0.0.1:{self._controller}"
+        listeners = (
+            f"PLAINTEXT://127.0.0.1:{self._port},SASL://127.0.0.1:{self._sasl},CONTROLLER://127.0.0.1:{self._controllers[self.node - 1]}"
+        )
+        count = len(self._controllers)
+        voters = ",".join(f"{node}@127.0.0.1:{port}" for node, port in enumerate(self._controllers, 1))
         settings = {
             "process.roles": "broker,controller",
-            "node.id": 1,
-            "controller.quorum.bootstrap.servers": f"127.0.0.1:{self._controller}",
+            "node.id": self.node,
+            "controller.quorum.bootstrap.servers" if count == 1 else "controller.quorum.voters": voters.split("@")[1]
+            if count == 1
+            else voters,
+            "broker.session.timeout.ms": 9000 if count == 1 else 4000,
+            "broker.heartbeat.interval.ms": 1000,
             "listeners": listeners,
             "advertised.listeners": listeners,
             "inter.broker.listener.name": "PLAINTEXT",
@@ -133,17 +148,20 @@ class OwnKafka:
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
             "listener.name.sasl.sasl.enabled.mechanisms": "PLAIN",
             "listener.name.sasl.plain.sasl.jaas.config": (
-                'org.apache.kafka.common.security.plain.PlainLoginModule required user_shop="secret";'
+                'org.apache.kafka.common.security.plain.PlainLoginModule required user_shop="secret" user_clerk="secret";'
             ),
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS;User:shop",
             "log.dirs": "./data",
-            "offsets.topic.replication.factor": 1,
+            "offsets.topic.replication.factor": count,
             "offsets.topic.num.partitions": 4,
             "transaction.state.log.num.partitions": 4,
-            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.replication.factor": count,
             "transaction.state.log.min.isr": 1,
             "group.initial.rebalance.delay.ms": 0,
             "group.min.session.timeout.ms": 1000,
             "num.partitions": 4,
+            "min.insync.replicas": min(2, count),
         }
         return "".join(f"{name}={value}\n" for name, value in settings.items())
 
@@ -158,6 +176,21 @@ async def running(folder: Path) -> AsyncIterator[OwnKafka]:
     finally:
         await own.stop(signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@asynccontextmanager
+async def three(folder: Path) -> AsyncIterator[Sequence[OwnKafka]]:
+    """A cluster of three brokers, any one of which may be away. Raises Missing."""
+    controllers = _free_ports(3)
+    async with AsyncExitStack() as stack:
+        brokers = [OwnKafka(folder / str(node), node, controllers) for node in (1, 2, 3)]
+        for broker in brokers:
+            stack.push_async_callback(broker.stop, signal.SIGKILL)
+        async with asyncio.TaskGroup() as tasks:
+            for broker in brokers:
+                tasks.create_task(broker.start())
+        yield brokers
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -10,7 +10,7 @@ from time import monotonic
 
 from ..bus import Delivery, Queue, Subscription
 from ..function import Spec
-from ..layout import Origin, origin
+from ..layout import EVENT, Origin, origin
 from .dispatch import Pool
 from .executor import Call
 
@@ -113,7 +113,7 @@ class Feed:
     def _strange(self, delivery: Delivery, id: int) -> Held:
         """From a subject that was not seen lately, or a retry or replay, which says more in its headers."""
         from_ = origin(delivery)
-        if delivery.subject.startswith("ev."):
+        if delivery.subject.startswith(EVENT):
             if len(self._topics) >= MAX_TOPICS:
                 self._topics.clear()
             self._topics[delivery.subject] = from_.topic

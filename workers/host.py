@@ -48,6 +48,7 @@ async def open_worker(
                 config.project,
                 [overridden(spec, config.functions.get(spec.name)) for spec in zygotes.specs],
                 zygotes.fork,
+                sinks=frozenset(sink.name for sink in config.sinks),
                 environ={name: function.env for name, function in config.functions.items() if function.env},
                 executors=config.worker.executors,
                 recycle_events=config.worker.recycle_events,
@@ -124,7 +125,7 @@ class _Zygotes:
                 raise Stuck("the project's code changed while the worker ran, and its zygote died: only a new worker can run it")
             if not first.is_set():
                 self.specs = zygote.specs
-                config.check_functions(spec.name for spec in zygote.specs)
+                config.check_functions(zygote.specs)
             self._now = zygote
             self._up.set()
             first.set()

@@ -10,9 +10,10 @@ from zlib import crc32
 
 from ..bus import Bus, Record
 from ..decide import CRASHED, DONE, OK, Decision, decide
-from ..errors import BusError, BusFull, BusUnavailable, EventError, EventTooLarge
+from ..errors import BusError, BusFull, BusUnavailable, EventError, EventTooLarge, TopicInvalid
 from ..event import CloudEvent
 from ..layout import back_record, cut, dead_record, event_record, retry_record
+from ..topics import sink_of
 from .executor import Call, Outcome
 from .feed import Feed, Held
 
@@ -34,8 +35,9 @@ class Unstored(NamedTuple):
 class Settler:
     """One a worker. outcomes() is called by pools; run() is the task that stores."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, sinks: frozenset[str] = frozenset()) -> None:
         self._bus = bus
+        self._sinks = sinks
         self._outbox: list[tuple[Held, Outcome, Decision]] = []  # bounded by what feeds may hold, as all of this
         self._filled = asyncio.Event()
         self._waiting: list[Unstored] = []  # the bus was away, or had no room for this one
@@ -74,7 +76,7 @@ class Settler:
                 self._filled.clear()
                 ready, self._outbox = self._outbox, []
                 for start in range(0, len(ready), TOGETHER):
-                    tasks.create_task(self._store([_unstored(*one) for one in ready[start : start + TOGETHER]]))
+                    tasks.create_task(self._store([_unstored(*one, self._sinks) for one in ready[start : start + TOGETHER]]))
 
     async def hand_back(self, events: list[Held]) -> None:
         """Lets go of events that did not run, or not to their end, because this worker stops: without charging them an attempt.
@@ -183,11 +185,11 @@ def _decided(held: Held, outcome: Outcome) -> Decision:
     return decision
 
 
-def _unstored(held: Held, outcome: Outcome, decision: Decision) -> Unstored:
+def _unstored(held: Held, outcome: Outcome, decision: Decision, sinks: frozenset[str] = frozenset()) -> Unstored:
     """Outputs that no bus would take make the event a dead letter."""
     if decision.fate == "done":
         try:
-            return Unstored(held, outcome, decision, [_output(*output) for output in outcome.outputs])
+            return Unstored(held, outcome, decision, [_output(*output, sinks) for output in outcome.outputs])
         except (EventError, TypeError, ValueError) as error:
             return _dead(held, outcome, f"its output cannot be published: {error}")
     if decision.fate == "scheduled":
@@ -235,8 +237,10 @@ def _cut(dead: Record) -> Record:
     return cut(dead)
 
 
-def _output(topic: str, attributes: dict[str, str], data: bytes | None) -> Record:
+def _output(topic: str, attributes: dict[str, str], data: bytes | None, sinks: frozenset[str]) -> Record:
     """An executor's output as a record. Executors are not trusted with the bus's format: everything is checked here."""
+    if ":" in topic and sink_of(topic)[0] not in sinks:
+        raise TopicInvalid(f"{topic!r:.80} leaves through no [[sink]] of this project")
     if "specversion" not in attributes:
         attributes = {"specversion": "1.0", **attributes}
     return event_record(topic, CloudEvent.from_attributes(attributes, data))

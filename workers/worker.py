@@ -41,6 +41,7 @@ class Worker:
 
     project: part of queue names and of its outputs' source. specs: faas.toml's overrides applied. fork: makes executors.
     environ: function → variables for its executors alone. executors: of async functions, at most, per pool.
+    sinks: names of those that outputs may leave through.
     recycle_events, recycle_bytes: an executor is replaced after so many events, or above so much memory; 0: never.
     """
 
@@ -48,6 +49,7 @@ class Worker:
     project: str
     specs: Sequence[Spec]
     fork: Fork
+    sinks: frozenset[str] = frozenset()
     environ: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     executors: int = 2
     recycle_events: int = 0
@@ -63,7 +65,7 @@ class Worker:
 
         Raises Stuck, and BusRefused (permissions, a deleted queue): both end the process.
         """
-        settler = Settler(self.bus)
+        settler = Settler(self.bus, self.sinks)
         ids = count(1)
         async with AsyncExitStack() as stack:
             try:

@@ -235,6 +235,6 @@ def _waves(items: list[Item]) -> Iterator[list[Item]]:
             wave, keyed, size = [], set(), 0
         wave.append(item)
         size += item.size
-        if subject.startswith(("ev.", "re.")) and not subject.endswith(".-.-"):
+        if subject.startswith(("ev.", "out.", "re.")) and not subject.endswith(".-.-"):
             keyed.add(partition)
     yield wave

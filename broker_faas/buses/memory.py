@@ -59,7 +59,7 @@ class Memory:
         for record in records:
             if len(record.data) > layout.MAX_DATA:
                 raise EventTooLarge(len(record.data), layout.MAX_DATA, "data")
-            if record.subject.startswith("ev.") and len(record.headers) > layout.MAX_HEADERS:
+            if record.subject.startswith(layout.EVENT) and len(record.headers) > layout.MAX_HEADERS:
                 raise EventTooLarge(len(record.headers), layout.MAX_HEADERS, "attributes")
             parts.setdefault(self._stream(record.subject), []).append(record)
         # Every stream says yes before any stores, like an atomic batch.

@@ -1,15 +1,13 @@
-"""`faas connect`: connectors as a process, and what they would do."""
+"""`faas connect`: connectors and sinks as a process, and what they would do."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -19,14 +17,14 @@ from . import logs, process
 from .connection import Place, find, project, url_option
 from .describe import as_json
 from .render import clean, count
+from .translating import Became, decoder_of, route_of, translating
 
 if TYPE_CHECKING:
-    from ..bus import Record
     from ..buses.nats import JetStreamBus
-    from ..config import Config, ConnectorConfig
-    from ..connectors.batch import Batch, Item, Refused, Route
-    from ..connectors.decoder import Decoder
+    from ..config import Config, ConnectorConfig, DriverConfig, SinkConfig
     from ..connectors.pump import Positions, Pump
+    from ..connectors.sink import Outlet
+    from ..service import Service
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +36,12 @@ PEEKED = 10  # events that --dry-run shows
 @click.option("--dry-run", is_flag=True, help=f"Show the next {PEEKED} events of each connector; acknowledge nothing, publish nothing.")
 @url_option
 def connect(names: tuple[str, ...], dry_run: bool, url: str | None) -> None:
-    """Run the project's connectors, or those named: what their sources have becomes events on the bus.
+    """Run the project's connectors and sinks, or those named: what sources have becomes events on the bus, and what functions send to
+    a sink leaves it.
 
-    Nothing is acknowledged at a source before it is stored. SIGTERM drains: what was read is stored and acknowledged. While the bus is
-    full or away, sources wait. `faas dev` runs connectors, too.
+    Nothing is acknowledged at a source before it is stored, and nothing leaves the bus before the sink's system has confirmed it. SIGTERM
+    drains: what was read is stored and acknowledged, what is held for a sink is sent. While the bus is full or away, sources wait; while
+    a sink is away, its events wait on the bus. `faas dev` runs them, too.
 
     \b
     Example:
@@ -60,15 +60,46 @@ async def _work(place: Place, names: Sequence[str]) -> None:
     from .stats import answering, connectors_of
 
     config = place.project
-    ours = chosen(config, names)
+    wanted = _chosen(config, names)
     async with AsyncExitStack() as stack:
         bus = await service.patiently(lambda: stack.enter_async_context(place.open(manage=True)))
-        pumps = pumps_of(config, ours, bus)
-        await stack.enter_async_context(answering(bus.connection, connectors_of(config.project), told(pumps)))
+        running = running_of(config, wanted, bus)
+        await stack.enter_async_context(answering(bus.connection, connectors_of(config.project), running.told))
         ready = asyncio.Event()
         ready.set()
-        log.info("connectors run", extra={"connectors": [pump.route.name for pump in pumps]})
-        await service.run(*(pump.run for pump in pumps), process.closed(bus), process.supervised(ready), grace=config.worker.grace)
+        sinks = [outlet.name for outlet in running.outlets]
+        log.info("connectors run", extra={"connectors": [pump.route.name for pump in running.pumps], "sinks": sinks})
+        await service.run(*running.services, process.closed(bus), process.supervised(ready), grace=config.worker.grace)
+
+
+class Running(NamedTuple):
+    """What a process with connectors and sinks runs."""
+
+    pumps: list[Pump]
+    outlets: list[Outlet]
+
+    @property
+    def services(self) -> list[Service]:
+        return [*(pump.run for pump in self.pumps), *(outlet.run for outlet in self.outlets)]
+
+    def told(self) -> dict[str, object]:
+        """What it answers."""
+        from dataclasses import asdict
+
+        return {
+            "connectors": {pump.route.name: asdict(pump.status) for pump in self.pumps},
+            "sinks": {outlet.name: asdict(outlet.status) for outlet in self.outlets},
+        }
+
+
+def running_of(config: Config, wanted: Sequence[DriverConfig], bus: JetStreamBus) -> Running:
+    """Raises ConfigError."""
+    from ..config import ConnectorConfig, SinkConfig
+
+    return Running(
+        pumps_of(config, [one for one in wanted if isinstance(one, ConnectorConfig)], bus),
+        outlets_of(config, [one for one in wanted if isinstance(one, SinkConfig)], bus),
+    )
 
 
 def pumps_of(config: Config, chosen: Sequence[ConnectorConfig], bus: JetStreamBus) -> list[Pump]:
@@ -79,72 +110,29 @@ def pumps_of(config: Config, chosen: Sequence[ConnectorConfig], bus: JetStreamBu
     return [Pump(driver(one), route_of(config, one), bus, positions_of(bus, one.name), decoder_of(config, one)) for one in chosen]
 
 
-def route_of(config: Config, one: ConnectorConfig) -> Route:
-    from ..connectors.batch import Route
-    from ..layout import project_source
+def outlets_of(config: Config, wanted: Sequence[SinkConfig], bus: JetStreamBus) -> list[Outlet]:
+    """Services, one a sink. Raises ConfigError."""
+    from ..connectors.driver import sink_driver
+    from ..connectors.sink import Outlet
+    from ..layout import sink_queue
 
-    return Route(name=one.name, source=project_source(config.project, one.name), to=one.to, where=one.where)
-
-
-def decoder_of(config: Config, one: ConnectorConfig) -> Decoder | None:
-    """It sees of the environment what executors do."""
-    from ..connectors.decoder import Decoder
-    from ..workers.zygote import scrubbed
-
-    if one.decode is None:
-        return None
-    return Decoder(
-        function=one.decode,
-        root=config.root,
-        place=f"{one.places['decode']}: connector {one.name!r}: decode",
-        connector=one.name,
-        environ=scrubbed(os.environ, config.worker.pass_env),
-        import_timeout=config.worker.import_timeout,
-    )
+    return [Outlet(one.name, sink_driver(one), sink_queue(config.project, one.name), bus, one.retry, one.type) for one in wanted]
 
 
 async def check_connectors(config: Config) -> None:
-    """Their options, and that their decoders can be imported; nothing is connected to. Raises ConfigError."""
-    if config.connectors:
-        from ..connectors.driver import driver
+    """The options of connectors and sinks, and that decoders can be imported; nothing is connected to. Raises ConfigError."""
+    if config.connectors or config.sinks:
+        from ..connectors.driver import driver, sink_driver
 
-        for one in chosen(config, ()):
-            driver(one)
-        for one in config.connectors:
-            if decoder := decoder_of(config, one):
+        import_path(config)
+        for source in config.connectors:
+            driver(source)
+        for sink in config.sinks:
+            sink_driver(sink)
+        for source in config.connectors:
+            if decoder := decoder_of(config, source):
                 async with decoder.open():
                     pass
-
-
-class Became(NamedTuple):
-    """name: at the source. given, item: before and behind the decoder. record: of the item, or why there is none."""
-
-    name: str
-    given: Item
-    item: Item
-    record: Record | Refused
-
-
-@asynccontextmanager
-async def translating(config: Config, one: ConnectorConfig) -> AsyncIterator[Callable[[Batch], Awaitable[list[Became]]]]:
-    """What batches of this connector become, one by one. Raises ConfigError."""
-    from ..connectors.batch import record_of
-    from ..connectors.decoder import decoded
-
-    route = route_of(config, one)
-    async with AsyncExitStack() as stack:
-        decoder = decoder_of(config, one)
-        decoding = await stack.enter_async_context(decoder.open()) if decoder else None
-
-        async def translate(batch: Batch) -> list[Became]:
-            given, behind = batch.items, route
-            if decoding:
-                batch, behind = await decoded(route, batch, decoding), replace(route, where=None)
-            return [
-                Became(name, one, item, record_of(behind, name, item)) for (name, one), (_, item) in zip(given, batch.items, strict=True)
-            ]
-
-        yield translate
 
 
 def positions_of(bus: JetStreamBus, connector: str) -> Positions:
@@ -159,29 +147,31 @@ def positions_of(bus: JetStreamBus, connector: str) -> Positions:
     return position
 
 
-def told(pumps: Sequence[Pump]) -> Callable[[], dict[str, object]]:
-    """What a process with these connectors answers."""
-    from dataclasses import asdict
+def _chosen(config: Config, names: Sequence[str]) -> list[DriverConfig]:
+    from ..connectors.driver import chosen
 
-    return lambda: {"connectors": {pump.route.name: asdict(pump.status) for pump in pumps}}
-
-
-def chosen(config: Config, names: Sequence[str]) -> list[ConnectorConfig]:
-    """Those of these names, all without any. Raises ConfigError."""
-    from ..connectors.driver import sources
-
-    if str(config.root) not in sys.path:
-        sys.path.insert(0, str(config.root))  # connectors of the project's own: type = "module:Class"
-    if not config.connectors:
+    import_path(config)
+    if not config.connectors and not config.sinks:
         raise ConfigError(f"{config.root / 'faas.toml'} has no connectors. One begins with [[connector]], name = … and type = …")
-    return sources(config.connectors, names)
+    return chosen([*config.connectors, *config.sinks], names)
+
+
+def import_path(config: Config) -> None:
+    """For drivers of the project's own: type = "module:Class"."""
+    if str(config.root) not in sys.path:
+        sys.path.insert(0, str(config.root))
 
 
 async def _dry_run(config: Config, names: Sequence[str]) -> None:
+    from ..config import ConnectorConfig
     from ..connectors.driver import driver
     from ..layout import project_source
 
-    for one in chosen(config, names):
+    for one in _chosen(config, names):
+        if not isinstance(one, ConnectorConfig):
+            if names:
+                raise ConfigError(f"{one.name!r} is a sink: what waits for it is shown by `faas peek {one.name}`")
+            continue
         async with translating(config, one) as translate:
             shown = await translate(await driver(one).peek(project_source(config.project, one.name), PEEKED))
         click.echo(f"{one.name}: the next {count(len(shown), 'event')}" if shown else f"{one.name}: nothing waits at its source")

@@ -52,10 +52,10 @@ async def _rows(place: Place) -> list[dict[str, Any]]:
     if not config.connectors:
         return []
     async with place.open() as bus:
-        before = _together(await ask(bus.connection, connectors_of(config.project)))
+        before = together(await ask(bus.connection, connectors_of(config.project)), "connectors")
         if before:
             await asyncio.sleep(BETWEEN)
-        now = _together(await ask(bus.connection, connectors_of(config.project)))
+        now = together(await ask(bus.connection, connectors_of(config.project)), "connectors")
     rows = []
     for one in config.connectors:
         seen = now.get(one.name, {})
@@ -66,11 +66,11 @@ async def _rows(place: Place) -> list[dict[str, Any]]:
     return rows
 
 
-def _together(answers: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By connector: counts of all processes added up; states and errors side by side. Pure."""
+def together(answers: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    """kind: connectors or sinks. By name: counts of all processes added up; states and errors side by side. Pure."""
     found: dict[str, dict[str, Any]] = {}
     for answer in answers:
-        for name, said in answer["connectors"].items():
+        for name, said in answer[kind].items():
             one = found.setdefault(name, {"state": "", "error": "", "lag": None})
             for key, value in said.items():
                 if isinstance(value, str):

@@ -57,7 +57,7 @@ async def _dev(read: Callable[[], Config]) -> None:
     from .. import reaper, service
     from ..embedded import EmbeddedNats, find_running
     from ..options import masked
-    from .connect import pumps_of, told
+    from .connect import running_of
     from .stats import answering, connectors_of, counters, stats_of
 
     config = read()
@@ -80,11 +80,13 @@ async def _dev(read: Callable[[], Config]) -> None:
             click.echo(logs.line("", said, YELLOW))
         code = Code(config, read, bus)
         await stack.enter_async_context(answering(bus.connection, stats_of(config.project), lambda: counters(code.feeds)))
-        pumps = pumps_of(config, config.connectors, bus)
-        if pumps:
-            click.echo(f"connectors: {', '.join(pump.route.name for pump in pumps)}")
-            await stack.enter_async_context(answering(bus.connection, connectors_of(config.project), told(pumps)))
-            services += [pump.run for pump in pumps]
+        running = running_of(config, [*config.connectors, *config.sinks], bus)
+        if running.services:
+            for kind, configured in (("connectors", config.connectors), ("sinks", config.sinks)):
+                if configured:
+                    click.echo(f"{kind}: {', '.join(one.name for one in configured)}")
+            await stack.enter_async_context(answering(bus.connection, connectors_of(config.project), running.told))
+            services += running.services
         services += [code.run, process.closed(bus), lambda stop: reaper.run(bus, stop, keep=config.keep)]
         await service.run(*services, grace=config.worker.grace)
         click.echo(logs.line("", "stopped; events that come now wait on the bus" if config.bus.url else "stopped"))

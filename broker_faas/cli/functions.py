@@ -113,7 +113,7 @@ async def specs_of(config: Config) -> list[Spec]:
     from ..workers.zygote_handle import describe
 
     specs = await describe(config.modules, config.root, os.environ, config.worker.import_timeout)
-    config.check_functions(spec.name for spec in specs)
+    config.check_functions(specs)
     return [overridden(spec, config.functions.get(spec.name)) for spec in specs]
 
 
@@ -156,6 +156,8 @@ async def _list(place: Place) -> list[dict[str, Any]]:
         if unkeyed := (counts or {}).get("unkeyed"):
             note = f"{count(unkeyed, 'event')} without a key, so without an order"
         rows.append(_row(spec.name, spec.topics, spec.version, queue, counts, note) | {"doc": spec.doc})
+    for sink in config.sinks:  # `faas sinks` shows them
+        queues.pop(f"{config.project}--{sink.name}", None)
     for name, queue in queues.items():
         function = name.removeprefix(f"{config.project}--")
         note = "" if problem else "its function is gone: 'faas functions prune' deletes it"
@@ -180,6 +182,7 @@ def _row(
 async def _sync(place: Place) -> list[tuple[str, str]]:
     """(queue, what was done) of each that was not in line. Raises ConfigError before anything is changed if one would lose events."""
     from ..buses.admin import ensure_queue
+    from ..layout import sink_queue
     from ..workers.worker import queue_of
 
     config = place.project
@@ -192,15 +195,18 @@ async def _sync(place: Place) -> list[tuple[str, str]]:
         await rename_queues(bus, config.project, specs)
         for spec in specs:
             await ensure_queue(bus, queue_of(config.project, spec))
+        for sink in config.sinks:
+            await ensure_queue(bus, sink_queue(config.project, sink.name))
     return [(change.queue, change.says) for change in changes if change.kind != "gone"]
 
 
 def planned(config: Config, specs: Iterable[Spec], rows: Iterable[QueueRow]) -> list[Change]:
     """What the code would change on the bus."""
     from ..buses.changes import plan
+    from ..layout import sink_queue
     from ..workers.worker import queue_of
 
-    queues = [queue_of(config.project, spec) for spec in specs]
+    queues = [queue_of(config.project, spec) for spec in specs] + [sink_queue(config.project, sink.name) for sink in config.sinks]
     was = {f"{config.project}--{spec.name}": f"{config.project}--{spec.was}" for spec in specs if spec.was}
     return plan(queues, rows, was)
 

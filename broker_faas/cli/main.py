@@ -14,7 +14,18 @@ from importlib import import_module
 
 import click
 
-from ..errors import BusFull, BusRefused, BusUnavailable, ConfigError, EventError, FaasError, SourceRefused, SourceUnavailable
+from ..errors import (
+    BusFull,
+    BusRefused,
+    BusUnavailable,
+    ConfigError,
+    EventError,
+    FaasError,
+    SinkRefused,
+    SinkUnavailable,
+    SourceRefused,
+    SourceUnavailable,
+)
 from .exit import CONFIG, FAILED, INTERNAL, INTERRUPTED, OK, UNAVAILABLE, USAGE, Failed
 
 COMMANDS = {
@@ -22,8 +33,9 @@ COMMANDS = {
     "dev": "Run the project here: a bus, a worker, reload on save.",
     "publish": "Publish one event, or a file of them.",
     "worker": "Run the project's functions against a bus.",
-    "connect": "Run connectors: what other systems have becomes events.",
+    "connect": "Run connectors and sinks: from other systems, and to them.",
     "connectors": "The project's connectors: state, lag at the source, last error.",
+    "sinks": "The project's sinks: state, what waits, last error.",
     "gateway": "Take events over HTTP.",
     "keys": "Who may publish over HTTP: add, list, revoke.",
     "functions": "List functions and their queues; sync or prune them.",
@@ -142,9 +154,9 @@ def _failed(error: BaseException, arguments: Sequence[str]) -> int:
             return _say(str(error), error.code)
         case BusRefused() if error.code in NOT_FOUND:
             return _say(str(error), FAILED)
-        case ConfigError() | BusRefused() | SourceRefused():
+        case ConfigError() | BusRefused() | SourceRefused() | SinkRefused():
             return _say(str(error), CONFIG)
-        case BusUnavailable() | BusFull() | SourceUnavailable():
+        case BusUnavailable() | BusFull() | SourceUnavailable() | SinkUnavailable():
             return _say(str(error), UNAVAILABLE)
         case EventError():
             return _say(str(error), FAILED)

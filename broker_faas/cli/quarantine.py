@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import EventTooLarge
+from ..errors import ConfigError, EventTooLarge
 from .connection import Place, collect, find, url_option
 from .exit import Failed
 from .render import Column, Progress, age, clean, confirm, count, number, output_option, show, size
@@ -19,7 +19,7 @@ from .render import Column, Progress, age, clean, confirm, count, number, output
 if TYPE_CHECKING:
     from ..bus import Delivery, Record
     from ..buses.nats import JetStreamBus
-    from .connect import Became
+    from .translating import Became
 
 PREFIX = "quarantine."
 CHUNK = 20  # records that are in memory at once, each of up to 1 MiB
@@ -148,10 +148,16 @@ async def _replay(place: Place, connector: str, numbers: Sequence[int], dry_run:
     from ..connectors.driver import driver
     from ..connectors.replay import again
     from ..layout import DEAD, project_source
-    from .connect import chosen, positions_of, translating
+    from ..options import nearest
+    from .connect import import_path, positions_of
+    from .translating import translating
 
     config = place.project
-    [one] = chosen(config, [connector])
+    import_path(config)
+    there = {one.name: one for one in config.connectors}
+    if connector not in there:
+        raise ConfigError(f"there is no connector {connector!r}{nearest(connector, there)}")
+    one = there[connector]
     made, source = driver(one), project_source(config.project, one.name)
     rows: list[dict[str, Any]] = []
     async with translating(config, one) as translate, place.open() as bus:

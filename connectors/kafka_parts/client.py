@@ -14,7 +14,8 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.conn import create_conn
 
 from ...errors import SourceRefused
-from .errors import REFUSED, told
+from .cluster import Cluster
+from .errors import REFUSED, SOURCE, Side, told
 
 if TYPE_CHECKING:
     from ..kafka import KafkaConnector
@@ -27,9 +28,8 @@ LEAVING = 10.0  # seconds; more than a member takes to hand over
 @asynccontextmanager
 async def connected(one: KafkaConnector) -> AsyncIterator[AIOKafkaConsumer]:
     """A consumer that reads nothing yet, and whose topics are there. Raises SourceUnavailable, SourceRefused."""
-    options = _connection(one)
+    options = connection(one, SOURCE)
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=[server.strip() for server in one.servers.split(",")],
         group_id=one.group,
         group_instance_id=one.group_instance_id,
         enable_auto_commit=False,
@@ -49,7 +49,7 @@ async def connected(one: KafkaConnector) -> AsyncIterator[AIOKafkaConsumer]:
                     await consumer.start()
                     await partitions(one, consumer)
             except kafka.KafkaConnectionError:
-                await _why(one, options)
+                await why(one, options)
                 raise
         yield consumer
     finally:
@@ -61,13 +61,13 @@ async def partitions(one: KafkaConnector, consumer: AIOKafkaConsumer) -> list[To
     cluster = await consumer._client.fetch_all_metadata()  # what consumer.topics() asks, with partitions
     there = cluster.topics(exclude_internal_topics=True)
     if missing := sorted(set(one.topics) - there):
-        raise SourceRefused(f"there is no topic {missing[0]!r} in Kafka, or {one.username or 'this user'} may not see it: make it")
+        raise SourceRefused(f"there is no topic {missing[0]!r} in Kafka, or {one.user} may not see it: make it")
     pattern = re.compile(one.topic_pattern or "")
     topics = one.topics or sorted(topic for topic in there if pattern.fullmatch(topic))
     return [TopicPartition(topic, n) for topic in topics for n in sorted(cluster.partitions_for_topic(topic) or ())]
 
 
-def _connection(one: KafkaConnector) -> dict[str, Any]:
+def connection(one: Cluster, side: Side) -> dict[str, Any]:
     """What a connection is made with."""
     context = None
     if one.security_protocol.endswith("SSL"):
@@ -77,33 +77,36 @@ def _connection(one: KafkaConnector) -> dict[str, Any]:
                 context.load_cert_chain(one.cert_file, one.key_file)
         except OSError as error:  # ssl.SSLError is one
             files = ", ".join(filter(None, (one.ca_file, one.cert_file, one.key_file)))
-            raise SourceRefused(f"the certificates cannot be read ({files}): {error}") from None
+            raise side.refused(f"the certificates cannot be read ({files}): {error}") from None
     sasl = {"sasl_mechanism": one.sasl_mechanism, "sasl_plain_username": one.username, "sasl_plain_password": one.password}
-    return {"security_protocol": one.security_protocol, "ssl_context": context} | (sasl if one.username is not None else {})
+    servers = [server.strip() for server in one.servers.split(",")]
+    options = {"bootstrap_servers": servers, "security_protocol": one.security_protocol, "ssl_context": context}
+    return options | (sasl if one.username is not None else {})
 
 
-async def _why(one: KafkaConnector, options: Mapping[str, Any]) -> None:
+async def why(one: Cluster, options: Mapping[str, Any]) -> None:
     """Raises what keeps us out, if it is something that an operator must mend: aiokafka says of all that it cannot connect."""
+    options = {name: value for name, value in options.items() if name != "bootstrap_servers"}
     for server in one.servers.split(","):
         host, _, port = server.strip().rpartition(":")
         try:
-            connection = await create_conn(host.strip("[]"), int(port), request_timeout_ms=5000, **options)
+            there = await create_conn(host.strip("[]"), int(port), request_timeout_ms=5000, **options)
         except REFUSED:
             raise
         except (OSError, TimeoutError, kafka.KafkaError):
             continue
-        connection.close()
+        there.close()
 
 
 async def _left(consumer: AIOKafkaConsumer) -> None:
     """Leaves the group. Without its broker, stop() may wait for ever, or end halfway."""
-    if not await _ended(consumer.stop(), LEAVING):
+    if not await ended(consumer.stop(), LEAVING):
         for part in (consumer._fetcher, consumer._client):
             if part is not None:
-                await _ended(part.close(), 1)
+                await ended(part.close(), 1)
 
 
-async def _ended(ending: Coroutine[Any, Any, None], seconds: float) -> bool:
+async def ended(ending: Coroutine[Any, Any, None], seconds: float) -> bool:
     """In a task: a fetch that stop() cancels while it waits for its next try cancels who waits for stop()."""
 
     async def quietly() -> bool:

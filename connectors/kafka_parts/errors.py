@@ -1,14 +1,27 @@
-"""aiokafka's errors as those of a source."""
+"""aiokafka's errors as those of a source, or of a sink."""
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import aiokafka.errors as kafka
 
-from ...errors import SourceError, SourceRefused, SourceUnavailable
+from ...errors import FaasError, SinkError, SinkRefused, SinkUnavailable, SourceError, SourceRefused, SourceUnavailable
+
+
+class Side(NamedTuple):
+    """What errors are called on one side of the bus."""
+
+    error: type[FaasError]
+    unavailable: type[FaasError]
+    refused: type[FaasError]
+
+
+SOURCE = Side(SourceError, SourceUnavailable, SourceRefused)
+SINK = Side(SinkError, SinkUnavailable, SinkRefused)
 
 REFUSED = (  # what an operator must mend
     kafka.AuthenticationFailedError,
@@ -32,21 +45,21 @@ REFUSED = (  # what an operator must mend
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Raises SourceUnavailable and SourceRefused for them, and for a time that is up."""
+def told(side: Side = SOURCE) -> Iterator[None]:
+    """Raises the side's errors for them, and for a time that is up."""
     try:
         yield
-    except SourceError:
+    except side.error:
         raise
     except TimeoutError:
-        raise SourceUnavailable("Kafka does not answer") from None
+        raise side.unavailable("Kafka does not answer") from None
     except REFUSED as error:
-        raise SourceRefused(f"Kafka refuses: {_shown(error)}") from None
+        raise side.refused(f"Kafka refuses: {shown(error)}") from None
     except (kafka.KafkaError, OSError) as error:
-        raise SourceUnavailable(f"Kafka: {_shown(error)}") from None
+        raise side.unavailable(f"Kafka: {shown(error)}") from None
     except UnicodeDecodeError:
-        raise SourceRefused("a record has a header whose name is not UTF-8; no client can read what is in a batch with it") from None
+        raise side.refused("a record has a header whose name is not UTF-8; no client can read what is in a batch with it") from None
 
 
-def _shown(error: BaseException) -> str:
+def shown(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:300]

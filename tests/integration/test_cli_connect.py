@@ -275,6 +275,24 @@ async def test_a_replay_that_died_before_it_deleted_stores_nothing_twice(
     assert len(ask.json("quarantine", "list")) == 1
 
 
+async def test_a_replay_of_what_this_server_does_not_take_stays_and_takes_nothing_along(bus_url: str, decoded: Path) -> None:
+    (decoded / "orders.txt").write_bytes(b"two\n" * 3)
+    ask = Faas(decoded, NATS_URL=bus_url)
+    with connecting(decoded, bus_url):
+        await eventually(lambda: ask.json("connectors")[0].get("read") == 3, 30)
+    (decoded / "decoders.py").write_text('def upper(data, headers): return "x" * (3000 if headers["id"] == "1" else 3)\n')
+    async with NatsBus(bus_url).open() as bus:
+        config = (await store.info(bus, "events"))["config"]
+        await bus.api("STREAM.UPDATE.events", config | {"max_msg_size": 2000})
+    done = ask("quarantine", "replay", "orders", code=1)
+    [left] = ask.json("quarantine", "list")
+
+    assert [event.id for event in await on_bus(bus_url)] == ["0", "2"]
+    assert left["position"] == "/shop/orders 1"
+    assert "exceeds the bus limit" in done.stdout
+    assert done.stdout.splitlines()[-1] == "replayed 2 records of orders"
+
+
 def test_a_replay_of_what_is_not_there_says_so(bus_url: str, decoded: Path) -> None:
     ask = Faas(decoded, NATS_URL=bus_url)
     with connecting(decoded, bus_url) as running:

@@ -1,20 +1,23 @@
-"""Kafka in tests: a topic and a group of a test's own, and what the contract of connectors asks of a system."""
+"""Kafka in tests: a topic and a group of a test's own, and what the contracts of connectors and sinks ask of a system."""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.structs import OffsetAndMetadata
 from cloudevents.core.bindings.kafka import to_binary_event
 from cloudevents.core.v1.event import CloudEvent as SdkEvent
 
 from broker_faas.connectors.kafka import KafkaConnector
+from broker_faas.connectors.sinks.kafka import KafkaSink
 from broker_faas.event import CloudEvent
+from broker_faas.kafka_binding import from_kafka
 from tests.proxy import Proxy
 
 
@@ -58,6 +61,25 @@ class KafkaSystem:
 
     def connector(self) -> KafkaConnector:
         return self._topic.options(servers=self._servers, batch=20)  # what a claim needs comes in more than one batch
+
+    def sink(self, **options: Any) -> KafkaSink:
+        given: dict[str, Any] = {"servers": self._servers, "timeout": 5.0}
+        return KafkaSink(**given | options)
+
+    async def target(self) -> str:
+        """One of the test's own, where a sink may send to."""
+        return (await topic_on(self._topic.servers)).name
+
+    async def received(self, target: str, n: int) -> list[tuple[str | None, CloudEvent]]:
+        return [(key_of(one), event_of(one)) for one in await records(self._topic.servers, target, n)]
+
+    def away(self) -> None:
+        """Nobody answers, until back()."""
+        self._proxy.accepting = False
+        self._proxy.cut()
+
+    def back(self) -> None:
+        self._proxy.accepting = True
 
     async def acked(self) -> int:
         return sum(one.offset for one in (await self._topic.committed()).values())
@@ -113,8 +135,37 @@ async def admin(servers: str) -> AsyncIterator[AIOKafkaAdminClient]:
         await client.close()
 
 
-async def topic_on(servers: str, partitions: int = 1) -> Topic:
+async def topic_on(servers: str, partitions: int = 1, replicas: int = 1, **configs: str | int) -> Topic:
+    """configs: with `_` for the dots, as max_message_bytes=1000."""
     name = f"t{secrets.token_hex(4)}"
+    named = {option.replace("_", "."): str(value) for option, value in configs.items()}
     async with admin(servers) as client:
-        await client.create_topics([NewTopic(name, partitions, 1)])
+        await client.create_topics([NewTopic(name, partitions, replicas, topic_configs=named)])
     return Topic(servers, name)
+
+
+async def records(servers: str, topic: str, n: int) -> list[ConsumerRecord]:
+    """All that a topic has, when it has n at least; a partition's in its order."""
+    found: list[ConsumerRecord] = []
+    async with AIOKafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False, auto_offset_reset="earliest") as consumer:
+        async with asyncio.timeout(30):  # a broker may answer before it knows of a topic that was just made
+            while not (numbers := (await consumer._client.fetch_all_metadata()).partitions_for_topic(topic)):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        partitions = [TopicPartition(topic, number) for number in numbers]
+        consumer.assign(partitions)
+        ends = await consumer.end_offsets(partitions)
+        async with asyncio.timeout(60):
+            while len(found) < n or any([await consumer.position(one) < end for one, end in ends.items()]):
+                for some in (await consumer.getmany(timeout_ms=200)).values():
+                    found += some
+    return sorted(found, key=lambda one: (one.partition, one.offset))
+
+
+def key_of(record: ConsumerRecord) -> str | None:
+    return None if record.key is None else str(record.key.decode())
+
+
+def event_of(record: ConsumerRecord) -> CloudEvent:
+    event = from_kafka(record.headers, record.key, record.value)
+    assert event is not None
+    return event

@@ -15,6 +15,8 @@ from broker_faas.config import Config, find, load
 from broker_faas.errors import ConfigError
 from broker_faas.where import prefix
 
+from .test_dispatch import spec as spec_of
+
 HEAD = 'project = "shop"\nmodules = ["shop.orders"]\n'  # two lines: what a case adds starts at line 3
 Read = Callable[..., Config]
 
@@ -104,7 +106,7 @@ def test_override_of_an_unknown_function_names_the_nearest(read: Read) -> None:
     config = read(HEAD + "[function.resreve]\ntimeout = 3\n")
 
     with pytest.raises(ConfigError, match=r"faas\.toml:3: there is no function 'resreve'; did you mean 'reserve'\?"):
-        config.check_functions(["reserve", "ship"])
+        config.check_functions([spec_of(name="reserve"), spec_of(name="ship")])
 
 
 # --- variables ----------------------------------------------------------------------------------------------
@@ -301,7 +303,7 @@ def test_a_missing_variable_of_a_function_is_an_error_for_what_runs_it_and_for_n
     config = read(HEAD + '[function.f]\nenv = {TOKEN = "${NOPE}"}\n')
 
     with pytest.raises(ConfigError, match=r"^faas.toml:4: function.f.env.TOKEN needs the environment variable NOPE, which is not set$"):
-        config.check_functions(["f"])
+        config.check_functions([spec_of(name="f")])
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def documented(heading: str) -> set[str]:
 @pytest.mark.parametrize(
     ("heading", "options", "internal"),
     [
-        ("## Options", Config, {"root", "bus", "worker", "gateway", "functions", "connectors", "origins", "unset"}),
+        ("## Options", Config, {"root", "bus", "worker", "gateway", "functions", "connectors", "sinks", "origins", "unset"}),
         ("### `[bus]`", BusConfig, set()),
         ("### `[worker]`", WorkerConfig, set()),
         ("### `[gateway]`", GatewayConfig, set()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker_faas.decide import CRASHED, FAILED, INVALID, OK, REJECTED, RETRY, SKIPPED, TIMEOUT, decide
-from broker_faas.function import RetryPolicy
+from broker_faas.retry import RetryPolicy
 
 POLICY = RetryPolicy(max_attempts=3, min_backoff=1.0, max_backoff=100.0, factor=10.0, jitter=0.0)
 

@@ -13,7 +13,8 @@ import pytest
 
 from broker_faas.decide import CRASHED, OK, TIMEOUT
 from broker_faas.errors import ExecutorCrashed
-from broker_faas.function import RetryPolicy, Spec
+from broker_faas.function import Spec
+from broker_faas.retry import RetryPolicy
 from broker_faas.workers import dispatch
 from broker_faas.workers.dispatch import Pool
 from broker_faas.workers.executor import Call, Exit, Group, Outcome

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from broker_faas.errors import ConfigError, EventInvalid, TopicInvalid
 from broker_faas.event import CloudEvent
-from broker_faas.function import Context, Function, RetryPolicy, Spec, discover, function
+from broker_faas.function import Context, Function, Spec, discover, function
+from broker_faas.retry import RetryPolicy
 from broker_faas.signature import Shape, UnresolvedAnnotation, location, shape
 from broker_faas.where import prefix
 from tests.strategies import events, json_values

@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "broker_faas"
 ROWS = [
-    "errors topics toml options attributes event codec amqp_binding kafka_binding where schedule",
+    "errors retry topics toml options attributes event codec amqp_binding kafka_binding where schedule",
     "bus layout function signature invoke decide config service pipe",
     "buses targets client testing reaper scaler telemetry embedded",
     "connectors gateway workers",

@@ -15,7 +15,7 @@ from broker_faas.bus import Delivery, Queue, Record
 from broker_faas.errors import ConfigError, EventTooLarge, TopicInvalid
 from broker_faas.event import CloudEvent
 from broker_faas.layout import event_subject, filters, partition
-from broker_faas.topics import check_pattern, check_topic, matches, minimal
+from broker_faas.topics import check_destination, check_pattern, check_topic, matches, minimal
 from tests.strategies import events, strings
 
 QUEUE = Queue("shop--reserve", ("orders.*",))
@@ -141,6 +141,24 @@ def test_wildcards_match_as_in_nats(pattern: str, topic: str, hit: bool) -> None
 @given(patterns, topics)
 def test_matching_a_topic_is_matching_it_as_nats_would(pattern: str, topic: str) -> None:
     assert matches(pattern, topic) is nats_matches(pattern, topic)
+
+
+@given(patterns, topics)
+def test_what_leaves_through_a_sink_is_heard_by_that_sink_alone(pattern: str, topic: str) -> None:
+    leaving = f"out-1:{topic}"
+
+    assert check_destination(leaving) == leaving
+    assert not matches(pattern, leaving)
+    assert not nats_matches(filters(pattern), event_subject(leaving, None))
+    assert [matches(f"{sink}:>", leaving) for sink in ("out-1", "out", "out-2")] == [True, False, False]
+    assert [nats_matches(filters(f"{sink}:>"), event_subject(leaving, "k")) for sink in ("out-1", "out", "out-2")] == [True, False, False]
+    assert layout.topic_of(event_subject(leaving, "k")) == leaving
+
+
+@pytest.mark.parametrize("destination", ["out:", ":a", "Out:a", "o.ut:a", "out:a:b", "out:*", "out:a.", "-out:a", "out:a b", "out:a\n"])
+def test_a_destination_is_a_topic_or_one_behind_the_name_of_a_sink(destination: str) -> None:
+    with pytest.raises(TopicInvalid):
+        check_destination(destination)
 
 
 @given(patterns, topics, keys)

@@ -17,8 +17,8 @@ from broker_faas import decide
 from broker_faas.bus import Delivery, Queue
 from broker_faas.decide import CRASHED, FAILED, INVALID, OK, REJECTED, RETRY, SKIPPED, TIMEOUT
 from broker_faas.errors import MAX_DELAY
-from broker_faas.function import RetryPolicy
 from broker_faas.layout import MAX_HELD_DELAY
+from broker_faas.retry import RetryPolicy
 from broker_faas.workers import dispatch, feed
 from broker_faas.workers.dispatch import Pool
 from broker_faas.workers.executor import Call, Exit, Group, Outcome
