@@ -111,7 +111,7 @@ async def measure(ways: Mapping[str, Send]) -> dict[str, Rate]:
     """Batch by batch in turns, so that what else the machine does meets all alike."""
     took, used = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0.0)
     for number, batch in enumerate(batches()):
-        for way in [*ways] if number % 2 else [*reversed(ways)]:
+        for way in [*ways] if number % 2 else [*ways][::-1]:
             started, before = monotonic(), process_time()
             await ways[way](batch)
             took[way] += monotonic() - started
@@ -132,9 +132,9 @@ async def main(rounds: int) -> None:
         ("events/s", [[one.rate for one in found] for found in rates.values()]),
         ("CPU", [[one.cpu for one in found] for found in rates.values()]),
     ):
-        one, other = map(median, of)
+        theirs, own = map(median, of)
         ratio = median(b / a for a, b in zip(*of, strict=True))
-        print(f"{what:9} bare {one:,.0f}, ours {other:,.0f}, ours / bare {ratio:.2f}")
+        print(f"{what:9} bare {theirs:,.0f}, ours {own:,.0f}, ours / bare {ratio:.2f}")
 
 
 if __name__ == "__main__":

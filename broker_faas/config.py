@@ -128,11 +128,15 @@ class DriverConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectorConfig(DriverConfig):
-    """A [[connector]]. to: topic; None: the name at the source. where: a filter."""
+    """A [[connector]]. to: topic; None: the name at the source. where: a filter.
+
+    decode: `module:function` of the project, which makes data of a record's bytes.
+    """
 
     kind: ClassVar[str] = "connector"
     to: str | None = None
     where: Filter | None = None
+    decode: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -201,14 +202,32 @@ def position_record(connector: str, partition: str, position: str) -> Record:
     return Record(subject, f"{subject}:{_token(position)}", b"", position.encode())
 
 
-def quarantine_record(connector: str, where: str, reason: str, headers: Mapping[str, str], data: bytes, now: float) -> Record:
-    """What a source has and cannot become an event, as it is. where: its position there. headers: of the source, told in JSON."""
+def quarantine_record(
+    connector: str, where: str, reason: str, headers: Mapping[str, str], data: bytes, now: float, again: bytes = b""
+) -> Record:
+    """What a source has and cannot become an event, as it is. where: its position there. headers: of the source, told in JSON.
+
+    again: what connectors/replay.py needs beside the data; without it, as in older records and where too much is cut, there is no replay.
+    """
     told = json.dumps(headers)  # which takes surrogates as well
     head = {"Position": where, "Reason": reason[:1000], "First": f"{now:.3f}", "Headers": told}
-    if len(told) > _MAX_DETAIL or len(data) > MAX_DATA:
+    kept = b"Faas-Again: %b\r\n" % b64encode(again) if again else b""
+    long = len(quote(told, safe=_SAFE)) > _MAX_DETAIL
+    if long or len(data) > MAX_DATA or len(kept) > _MAX_AGAIN:
         head["Cut"] = f"{len(told)} bytes of headers and {len(data)} of data"
-        head["Headers"], data = told[:_MAX_DETAIL], data[:MAX_DATA]
-    return Record(f"quarantine.{connector}", f"quarantine:{connector}:{key_hash(where)}", _faas(**head), data)
+        head["Headers"] = told[: _MAX_DETAIL // 3] if long else told
+    if len(data) > MAX_DATA or len(kept) > _MAX_AGAIN:
+        data, kept = data[:MAX_DATA], b""
+    return Record(f"quarantine.{connector}", f"quarantine:{connector}:{key_hash(where)}", _faas(**head) + kept, data)
+
+
+def shortened(record: Record, limit: int) -> Record:
+    """A quarantine record for a server that takes `limit` bytes: with as much data as there is room for, and saying so in `Faas-Cut`."""
+    if len(record.headers) + len(record.data) <= limit:
+        return record
+    lines = [line for line in record.headers.split(b"\r\n") if line and not line.startswith((b"Faas-Again:", b"Faas-Cut:"))]
+    headers = b"".join(line + b"\r\n" for line in lines) + _faas(Cut=f"{len(record.data)} bytes of data")
+    return record._replace(headers=headers, data=record.data[: max(0, limit - len(headers))])
 
 
 def _token(text: str) -> str:
@@ -262,6 +281,8 @@ def fingerprint(reason: str, detail: str) -> str:
 # --- headers ------------------------------------------------------------------------------------------------
 
 _MAX_DETAIL = 8 << 10
+_MAX_AGAIN = 24 << 10  # bytes of a quarantine record's line, beside three others of up to 8 KiB
+_SAFE = " !#$&'()*+,-./:;<=>?@[]^_`{|}~"
 
 
 def _faas(**values: str) -> bytes:
@@ -270,7 +291,7 @@ def _faas(**values: str) -> bytes:
 
 
 def _encoded(value: str) -> str:
-    text = quote(value, safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~", errors="replace")
+    text = quote(value, safe=_SAFE, errors="replace")
     if len(text) > _MAX_DETAIL:  # keep the end of a traceback: that is where it was raised
         tail = text[-_MAX_DETAIL:]
         text = "..." + tail[re.match(r"[0-9A-F]{0,2}(?=[^0-9A-F]|%|$)|", tail).end() :]  # type: ignore[union-attr]

@@ -309,7 +309,12 @@ _DRIVER: dict[str, Check] = {
     "name": named(r"[a-z0-9]+(-[a-z0-9]+)*", "a name of lower-case letters, digits and single '-'"),
     "type": named(r"[a-z]+|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*", "a system, like kafka, or a class, like module:Class", 200),
 }
-CONNECTOR: dict[str, Check] = {**_DRIVER, "to": topic, "where": where_from_json}
+CONNECTOR: dict[str, Check] = {
+    **_DRIVER,
+    "to": topic,
+    "where": where_from_json,
+    "decode": named(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", "a function of the project's, like decoders:avro", 200),
+}
 SINK: dict[str, Check] = {**_DRIVER, "retry": retry}
 
 

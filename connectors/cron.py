@@ -22,7 +22,7 @@ from ..errors import BusUnavailable, EventInvalid, SourceRefused, SourceUnavaila
 from ..event import CloudEvent
 from ..options import number
 from ..schedule import Schedule
-from .batch import Batch, Refused
+from .batch import Batch
 from .pump import Positions
 
 PARTITION = "fires"
@@ -89,9 +89,9 @@ class CronConnector:
         await fires.begin()
         yield fires
 
-    async def peek(self, source: str, n: int) -> list[tuple[str, CloudEvent | Refused]]:
+    async def peek(self, source: str, n: int) -> Batch:
         times = islice(Schedule(self.schedule, self.tz).after(self.clock.now()), n)
-        return [(NAME, self._event(source, time)) for time in times]
+        return Batch([(NAME, [self._event(source, time) for time in times])], None, {})
 
     def _event(self, source: str, time: datetime) -> CloudEvent:
         """source: /{project}/{name of the connector}."""

@@ -17,7 +17,7 @@ from ..options import masked, nearest
 from .pump import Connector
 from .sink import SinkDriver
 
-_HELPERS = {"__init__", "batch", "driver", "pump", "sink"}
+_HELPERS = {"__init__", "batch", "decoder", "driver", "pump", "replay", "sink"}
 _FOLDERS = {"connector": "", "sink": "sinks"}
 
 AnyConfig = TypeVar("AnyConfig", bound=DriverConfig)

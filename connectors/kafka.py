@@ -18,15 +18,16 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from aiokafka import ConsumerRecord
+
 from ..attributes import is_string
-from ..event import CloudEvent
-from .batch import Refused
+from .batch import Batch
 from .kafka_parts.client import CONNECTING, connected, partitions
 from .kafka_parts.cluster import Cluster
 from .kafka_parts.errors import told
 from .kafka_parts.member import Member
 from .kafka_parts.offsets import group_offsets, start_offsets
-from .kafka_parts.records import item
+from .kafka_parts.records import again, item, raw
 from .kafka_parts.session import Session
 from .pump import Positions
 
@@ -83,8 +84,11 @@ class KafkaConnector(Cluster):
             finally:
                 member.settled.set()  # nobody reads on
 
-    async def peek(self, source: str, n: int) -> list[tuple[str, CloudEvent | Refused]]:
-        """From where the group would go on, without joining it; an empty list where that is the end."""
+    def again(self, source: str, data: bytes, rest: object) -> Batch:
+        return again(data, rest, source, self.event_type)
+
+    async def peek(self, source: str, n: int) -> Batch:
+        """From where the group would go on, without joining it; nothing where that is the end."""
         async with connected(self) as consumer:
             there = await partitions(self, consumer)
             consumer.assign(there)
@@ -96,10 +100,11 @@ class KafkaConnector(Cluster):
                     at = {one: found.offset for one, found in committed.items()} | await start_offsets(consumer, self.start, missing)
                     for one in there:
                         consumer.seek(one, at[one])
-                found: list[tuple[str, CloudEvent | Refused]] = []
+                found: list[ConsumerRecord] = []
                 with suppress(TimeoutError):
                     async with asyncio.timeout(CONNECTING):
                         while len(found) < n and any([await consumer.position(one) < ends[one] for one in there]):
                             for records in (await consumer.getmany(timeout_ms=200, max_records=n - len(found))).values():
-                                found += [(record.topic, item(record, source, self.event_type)) for record in records]
-            return found
+                                found += records
+            parts = [(record.topic, [item(record, source, self.event_type)]) for record in found]
+            return Batch(parts, None, {}, lambda part, _: raw(found[part]))

@@ -23,13 +23,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..buses.store import stored
 from ..errors import BusRefused, SourceRefused
-from ..event import CloudEvent
 from ..topics import overlap
-from .batch import Refused
+from .batch import Batch
 from .nats_parts.consumer import ConsumerSource, partition
 from .nats_parts.core import CoreSource
 from .nats_parts.inbox import Inbox, source_errors
-from .nats_parts.messages import Message, stored_message, text, translate
+from .nats_parts.messages import Message, again, batch, stored_message
 from .nats_parts.server import check_server, connected
 from .pump import Positions, Source
 
@@ -125,13 +124,16 @@ class NatsConnector:
                 await session.begin()
             yield session
 
-    async def peek(self, source: str, n: int) -> list[tuple[str, CloudEvent | Refused]]:
+    def again(self, source: str, data: bytes, rest: object) -> Batch:
+        return again(data, rest, source, self.event_type)
+
+    async def peek(self, source: str, n: int) -> Batch:
         """JetStream: read from the stream, behind what the consumer has acknowledged. core: what comes within LOOK seconds."""
         async with AsyncExitStack() as stack:
             with source_errors():
                 connection = await connected(self, "broker_faas connector", stack)
                 messages = await (self._listen(connection, n) if self.core else self._lookup(connection, n))
-        return [(text(message.subject), translate(message, source, self.event_type)) for message in messages]
+        return batch(messages, source, self.event_type)
 
     async def _consumer(self, connection: Connection) -> dict[str, Any]:
         """CONSUMER.INFO of what can be read with acknowledgements."""

@@ -14,16 +14,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field, replace
 from time import time
 from typing import Protocol, TypeVar
 
 from ..bus import Bus, Position
 from ..errors import BusFull, BusUnavailable, EventTooLarge, Overtaken, SourceError, SourceUnavailable
-from ..event import CloudEvent
 from ..service import Stuck, first
-from .batch import Batch, Known, Ready, Refused, Route, following, records, smaller
+from .batch import Batch, Known, Ready, Route, following, records, smaller
+from .decoder import Decoder, Decoding, decoded
 
 log = logging.getLogger(__name__)
 
@@ -55,20 +55,20 @@ class Source(Protocol):
 
 
 class Connector(Protocol):
-    """Options of one source: a frozen dataclass; what open() gives is the connection."""
+    """Options of one source: a frozen dataclass; what open() gives is the connection. A third method, again(): replay.py."""
 
     def open(self, source: str, positions: Positions) -> AbstractAsyncContextManager[Source]:
         """source: CloudEvents `source` of events made here. Raises SourceUnavailable, SourceRefused."""
 
-    async def peek(self, source: str, n: int) -> list[tuple[str, CloudEvent | Refused]]:
-        """The next n or fewer, (name at the source, what it would become). Acknowledges nothing and disturbs no other reader."""
+    async def peek(self, source: str, n: int) -> Batch:
+        """The next n or fewer. Acknowledges nothing and disturbs no other reader. Raises as open()."""
 
 
 @dataclass(slots=True)
 class Status:
     """Counts since the start: read = stored + filtered + quarantined, and what is on its way. repeated: of stored, those that were there.
 
-    state: connecting, reading, waiting for the bus, ended. error: the last one, "" if none.
+    state: connecting, reading, waiting for the bus, waiting for the decoder, ended. error: the last one, "" if none.
     """
 
     read: int = 0
@@ -89,14 +89,26 @@ class Pump:
     route: Route
     bus: Bus
     position: Callable[[str], Awaitable[Position]]
+    decoder: Decoder | None = None
     status: Status = field(default_factory=Status)
     _moved: float = field(default=0.0, init=False)  # loop time of the last batch that was stored
     _known: dict[str, Known] = field(default_factory=dict, init=False)  # by partition, since its driver last asked
     _unstored: int = field(default=0, init=False)  # batches that were read
     _settled: asyncio.Event = field(default_factory=asyncio.Event, init=False)  # there are none
+    _decoding: Decoding | None = field(default=None, init=False)
+    _in_decoder: bool = field(default=False, init=False)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop`; then what was read is stored and acknowledged. Raises SourceRefused, BusRefused, Stuck: they end the process."""
+        """Until `stop`; then what was read is stored and acknowledged.
+
+        Raises SourceRefused, BusRefused, ConfigError (of the decoder), Stuck: they end the process.
+        """
+        async with AsyncExitStack() as stack:
+            if self.decoder:
+                self._decoding = await stack.enter_async_context(self.decoder.open())
+            await self._sessions(stop)
+
+    async def _sessions(self, stop: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         pause = LEAST_PAUSE
         while not stop.is_set():
@@ -187,7 +199,31 @@ class Pump:
         self._settled.clear()
         known = {one: self._known[one] for one in batch.positions if one in self._known}
         # crash point: pump-read
-        return records(self.route, batch, time())._replace(known=known)
+        route = self.route
+        if self._decoding is not None:
+            try:
+                batch = await self._decoded(batch, self._decoding)
+            except SourceError as error:
+                return error
+            route = replace(route, where=None)  # it has had its say
+        return records(route, batch, time())._replace(known=known)
+
+    async def _decoded(self, batch: Batch, decoding: Decoding) -> Batch:
+        pause = LEAST_PAUSE
+
+        async def waits(why: str) -> None:
+            nonlocal pause
+            self.status.state, self.status.error = "waiting for the decoder", why
+            log.warning("the decoder asks for another try: the source waits", extra={"connector": self.route.name, "reason": why})
+            await asyncio.sleep(pause)
+            pause = min(LONGEST_PAUSE, pause * 2)
+
+        self._in_decoder = True  # which has an eye on its own time
+        try:
+            return await decoded(self.route, batch, decoding, waits)
+        finally:
+            self._in_decoder = False
+            self._moved = asyncio.get_running_loop().time()
 
     async def _store(self, ready: Ready) -> None:
         """Until it is on disk: nothing is acknowledged before, and nothing behind it is stored first."""
@@ -237,7 +273,7 @@ class Pump:
             await asyncio.sleep(STUCK_AFTER / 6)
             self.status.lag = await source.lag()
             idle = asyncio.get_running_loop().time() - self._moved
-            stuck = bool(self.status.lag) and idle > STUCK_AFTER and self.status.state == "reading"
+            stuck = bool(self.status.lag) and idle > STUCK_AFTER and self.status.state == "reading" and not self._in_decoder
             if stuck and suspected:
                 raise Stuck(f"connector {self.route.name}: {self.status.lag} events wait at its source and none came for {idle:.0f} s")
             suspected = stuck

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..attributes import instant
 from ..errors import EventInvalid, SourceError, SourceRefused, SourceUnavailable
-from ..event import CloudEvent
 from ..options import masked
 from .amqp.connection import check_server, connected, source_errors
-from .amqp.messages import Read, read, translated
-from .batch import Batch, Refused
+from .amqp.messages import Given, Read, again, batch, read
+from .batch import Batch
 from .pump import Positions
 
 if TYPE_CHECKING:
@@ -89,13 +88,16 @@ class RabbitmqConnector:
                 await session.consume(name, None if self.offset is None else await positions(name))
             yield session
 
-    async def peek(self, source: str, n: int) -> list[tuple[str, CloudEvent | Refused]]:
+    def again(self, source: str, data: bytes, rest: object) -> Batch:
+        return again(self, source, data, rest)
+
+    async def peek(self, source: str, n: int) -> Batch:
         """Takes them and leaves, which puts them back in their places.
 
         They are marked as redelivered then, and a quorum queue counts a delivery. Of a stream: from `offset`, what comes within a second
         of the one before.
         """
-        found: list[tuple[str, CloudEvent | Refused]] = []
+        found: list[Given] = []
         gate = asyncio.Event()
         gate.set()
         async with connected(self, source, gate, source_errors) as connection:
@@ -106,18 +108,17 @@ class RabbitmqConnector:
                 with suppress(TimeoutError):
                     while len(found) < n:
                         async with asyncio.timeout(1.0):
-                            batch = await session.gathered()
-                        found += [(name, item) for name, items in batch.parts for item in items]
-                return found[:n]
+                            found += (await session.taken())[0]
+                return batch(self, source, found[:n])
             with source_errors():
                 for name in self.names:
                     async with asyncio.timeout(CALL):
                         channel = await connection.channel(publisher_confirms=False)
                         while len(found) < n and (message := await channel.basic_get(name)).delivery_tag is not None:
-                            found.append((name, translated(self, source, read(name, "peek", message), None)))
+                            found.append((read(name, "peek", message), None))
                         # Not a nack: a quorum queue without a delivery limit would put them at its end.
                         await channel.close()
-        return found
+        return batch(self, source, found)
 
 
 # --- the session --------------------------------------------------------------------------------------------
@@ -187,7 +188,12 @@ class _Session:
             yield await self.gathered()
 
     async def gathered(self) -> Batch:
-        """The next batch; without parts if all of it is stored already.
+        """The next batch; without parts if all of it is stored already."""
+        given, positions = await self.taken()
+        return batch(self._how, self._source, given, _Token(dict(self._tags), self._given), positions)
+
+    async def taken(self) -> tuple[list[Given], dict[str, str]]:
+        """The next deliveries that are not stored yet, and {stream: offset} of the last ones.
 
         What is here when the connection is lost is not given: it comes again.
         """
@@ -197,7 +203,7 @@ class _Session:
                 await self._full.wait()
         if self._failure:
             raise self._failure
-        parts: dict[str, list[CloudEvent | Refused]] = {}
+        given: list[Given] = []
         positions: dict[str, str] = {}
         for _ in range(min(self._batch, len(self._buffer))):
             channel, got = self._buffer.popleft()
@@ -210,12 +216,12 @@ class _Session:
                     continue
                 self._offsets[got.queue] = offset
                 positions[got.queue] = str(offset)
-            parts.setdefault(got.queue, []).append(translated(self._how, self._source, got, offset))
+            given.append((got, offset))
         if not self._buffer:
             self._news.clear()
         if len(self._buffer) < self._batch:
             self._full.clear()
-        return Batch(list(parts.items()), _Token(dict(self._tags), self._given), positions)
+        return given, positions
 
     def _position(self, got: Read) -> int:
         if isinstance(got.properties, str):  # the offset is in the table that cannot be read: it is this one or a later one

@@ -45,8 +45,8 @@ class Scripted:
         stored = await positions("0")
         yield Session(self, self.acked if stored is None else int(stored) + 1)
 
-    async def peek(self, source: str, n: int) -> list[tuple[str, CloudEvent | Refused]]:
-        return [(self.name, item) for item in self.log[self.acked : self.acked + n]]
+    async def peek(self, source: str, n: int) -> Batch:
+        return Batch([(self.name, self.log[self.acked : self.acked + n])], None, {})
 
 
 class Session:

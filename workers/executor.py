@@ -18,10 +18,10 @@ import msgspec
 from ..decide import OK, TIMEOUT
 from ..errors import MAX_DELAY, ExecutorError, ProtocolError
 from ..function import Spec
+from ..pipe import Pipe
 from .frames import SLOTS, VERSION, Done, Drain, Failed, Hello, Log, Ready, Run, Setup, Splitter, decode_for_worker, encode
 from .frames import Outcome as Outcome
 from .page import Page
-from .pipe import Pipe
 
 HIGH_WATER = 4 << 20  # bytes not taken yet by an executor, above which it is `paused`
 HANGS_UP = 1.0  # seconds between the end of its socket and its own

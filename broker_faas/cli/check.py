@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,10 @@ from .connection import Place, find, project, url_option
 from .exit import Failed
 from .functions import planned, queues_on, specs_of
 from .render import GREEN, Column, colour, count, output_option, show
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..function import Spec
 
 
 @click.command()
@@ -32,8 +36,7 @@ def check(against: str | None, output: str, url: str | None) -> None:
         rows = asyncio.run(_against_bus(find(url)))
     else:
         config = project(url)
-        check_connectors(config)
-        specs = asyncio.run(specs_of(config))
+        specs = asyncio.run(_specs(config))
         rows = [{"function": spec.name, "change": "ok", "says": f"listens to {', '.join(spec.topics)}", "refused": False} for spec in specs]
         if not specs:
             raise Failed(f"no functions in {', '.join(config.modules)}. Mark a function with @function(on=…).")
@@ -47,10 +50,14 @@ def check(against: str | None, output: str, url: str | None) -> None:
         click.echo(colour("ok" if not changed else f"ok: {count(changed, 'change')}, no event is lost", GREEN), err=True)
 
 
+async def _specs(config: Config) -> list[Spec]:
+    await check_connectors(config)
+    return await specs_of(config)
+
+
 async def _against_bus(place: Place) -> list[dict[str, Any]]:
     config = place.project
-    check_connectors(config)
-    specs = await specs_of(config)
+    specs = await _specs(config)
     async with place.open() as bus:
         changes = planned(config, specs, await queues_on(bus, config.project))
     prefix = f"{config.project}--"

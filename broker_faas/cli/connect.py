@@ -18,14 +18,13 @@ from . import logs, process
 from .connection import Place, find, project, url_option
 from .describe import as_json
 from .render import clean, count
+from .translating import Became, decoder_of, route_of, translating
 
 if TYPE_CHECKING:
     from ..buses.nats import JetStreamBus
     from ..config import Config, ConnectorConfig, DriverConfig, SinkConfig
-    from ..connectors.batch import Refused
     from ..connectors.pump import Pump
     from ..connectors.sink import Outlet
-    from ..event import CloudEvent
     from ..service import Service
 
 log = logging.getLogger(__name__)
@@ -116,7 +115,7 @@ def running_of(config: Config, wanted: Sequence[DriverConfig], bus: JetStreamBus
     """Raises ConfigError."""
     from ..config import ConnectorConfig, SinkConfig
 
-    _import_path(config)
+    import_path(config)
     return Running(
         pumps_of(config, [one for one in wanted if isinstance(one, ConnectorConfig)], bus),
         outlets_of(config, [one for one in wanted if isinstance(one, SinkConfig)], bus),
@@ -126,20 +125,10 @@ def running_of(config: Config, wanted: Sequence[DriverConfig], bus: JetStreamBus
 def pumps_of(config: Config, chosen: Sequence[ConnectorConfig], bus: JetStreamBus) -> list[Pump]:
     """Services, one a connector. Raises ConfigError."""
     from ..buses.store import position
-    from ..connectors.batch import Route
     from ..connectors.driver import driver
     from ..connectors.pump import Pump
-    from ..layout import project_source
 
-    return [
-        Pump(
-            driver(one),
-            Route(name=one.name, source=project_source(config.project, one.name), to=one.to, where=one.where),
-            bus,
-            partial(position, bus, one.name),
-        )
-        for one in chosen
-    ]
+    return [Pump(driver(one), route_of(config, one), bus, partial(position, bus, one.name), decoder_of(config, one)) for one in chosen]
 
 
 def outlets_of(config: Config, wanted: Sequence[SinkConfig], bus: JetStreamBus) -> list[Outlet]:
@@ -151,28 +140,32 @@ def outlets_of(config: Config, wanted: Sequence[SinkConfig], bus: JetStreamBus) 
     return [Outlet(one.name, sink_driver(one), sink_queue(config.project, one.name), bus, one.retry, one.type) for one in wanted]
 
 
-def check_connectors(config: Config) -> None:
-    """The options of connectors and sinks; nothing is connected to. Raises ConfigError."""
+async def check_connectors(config: Config) -> None:
+    """The options of connectors and sinks, and that decoders can be imported; nothing is connected to. Raises ConfigError."""
     if config.connectors or config.sinks:
         from ..connectors.driver import driver, sink_driver
 
-        _import_path(config)
+        import_path(config)
         for source in config.connectors:
             driver(source)
         for sink in config.sinks:
             sink_driver(sink)
+        for source in config.connectors:
+            if decoder := decoder_of(config, source):
+                async with decoder.open():
+                    pass
 
 
 def _chosen(config: Config, names: Sequence[str]) -> list[DriverConfig]:
     from ..connectors.driver import chosen
 
-    _import_path(config)
+    import_path(config)
     if not config.connectors and not config.sinks:
         raise ConfigError(f"{config.root / 'faas.toml'} has no connectors. One begins with [[connector]], name = … and type = …")
     return chosen([*config.connectors, *config.sinks], names)
 
 
-def _import_path(config: Config) -> None:
+def import_path(config: Config) -> None:
     """For drivers of the project's own: type = "module:Class"."""
     if str(config.root) not in sys.path:
         sys.path.insert(0, str(config.root))
@@ -188,24 +181,21 @@ async def _dry_run(config: Config, names: Sequence[str]) -> None:
             if names:
                 raise ConfigError(f"{one.name!r} is a sink: what waits for it is shown by `faas peek {one.name}`")
             continue
-        items = await driver(one).peek(project_source(config.project, one.name), PEEKED)
-        click.echo(f"{one.name}: the next {count(len(items), 'event')}" if items else f"{one.name}: nothing waits at its source")
-        for name, item in items:
-            click.echo(_line(one, name, item))
+        async with translating(config, one) as translate:
+            shown = await translate(await driver(one).peek(project_source(config.project, one.name), PEEKED))
+        click.echo(f"{one.name}: the next {count(len(shown), 'event')}" if shown else f"{one.name}: nothing waits at its source")
+        for became in shown:
+            click.echo(f"  {_line(one, became)}")
 
 
-def _line(connector: ConnectorConfig, name: str, item: CloudEvent | Refused) -> str:
-    from ..errors import EventError
+def _line(connector: ConnectorConfig, became: Became) -> str:
+    from ..connectors.batch import DROPPED, Refused
     from ..event import CloudEvent
-    from ..layout import event_record
 
-    if not isinstance(item, CloudEvent):
-        return clean(f"  {item.where}: quarantined: {item.reason}")
-    topic = connector.to or name
-    if connector.where is not None and not connector.where.matches(item):
-        return clean(f"  {item.id}: dropped by where")
-    try:
-        event_record(topic, item)
-    except EventError as error:
-        return clean(f"  {item.id}: quarantined: {error}")
-    return clean(f"  {topic}: {json.dumps(as_json(item), ensure_ascii=False)}")
+    where = became.given.id if isinstance(became.given, CloudEvent) else became.given.where
+    if became.record is DROPPED:
+        return clean(f"{where}: dropped by where")
+    if isinstance(became.record, Refused):
+        return clean(f"{where}: quarantined: {became.record.reason}")
+    assert isinstance(became.item, CloudEvent)
+    return clean(f"{connector.to or became.name}: {json.dumps(as_json(became.item), ensure_ascii=False)}")

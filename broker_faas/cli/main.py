@@ -42,7 +42,7 @@ COMMANDS = {
     "lag": "How many events each function still has to do.",
     "peek": "The next events a function will get.",
     "dead": "Dead letters: list, show, replay, purge.",
-    "quarantine": "What sources have and cannot become an event: list, show, purge.",
+    "quarantine": "What cannot become an event: list, show, replay, purge.",
     "events": "Events on the bus, the latest or as they come.",
     "schedule": "When the project's schedules fire: list, preview.",
     "check": "Would this project run, and what would deploying it change?",

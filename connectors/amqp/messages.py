@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from ...amqp_binding import from_amqp
 from ...errors import EventInvalid
 from ...event import CloudEvent
-from ..batch import Refused
+from ..batch import Batch, Raw, Refused
 
 if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage
@@ -22,13 +24,17 @@ _DELIVERY = {"x-delivery-count", "x-acquired-count", "x-stream-offset"}  # heade
 
 
 class Read(NamedTuple):
-    """One delivery. consumer, tag: its address at the broker. properties: a str says why they cannot be read."""
+    """One delivery. consumer, tag: its address at the broker. header: its properties as they came.
+
+    properties: a str says why they cannot be read.
+    """
 
     queue: str
     consumer: str
     tag: int
     redelivered: bool
     routing_key: str
+    header: bytes
     properties: Any
     body: bytes
     size: int
@@ -38,36 +44,76 @@ class Read(NamedTuple):
         return {} if isinstance(self.properties, str) else self.properties.headers or {}
 
 
+Given = tuple[Read, int | None]
+"""A delivery, and its offset if it is of a stream."""
+
+
 def read(queue: str, consumer: str, message: DeliveredMessage) -> Read:
+    header = bytes(message.header.properties.headers["p"])  # type: ignore[index, arg-type]
+    size = len(message.body) + len(header)
+    key, tag = message.routing_key or "", message.delivery_tag or 0
+    return Read(queue, consumer, tag, bool(message.redelivered), key, header, _properties(header), message.body, size)
+
+
+def _properties(header: bytes) -> Any:
     from pamqp.header import ContentHeader
 
-    raw = bytes(message.header.properties.headers["p"])  # type: ignore[index, arg-type]
-    header = ContentHeader()
-    properties: Any
+    read = ContentHeader()
     try:
-        header.unmarshal(raw)
-        properties = header.properties
+        read.unmarshal(header)
     except Exception as error:  # whatever a producer has put there
-        properties = f"its properties cannot be read: {error}"[:200]
-    size = len(message.body) + len(raw)
-    key, tag = message.routing_key or "", message.delivery_tag or 0
-    return Read(queue, consumer, tag, bool(message.redelivered), key, properties, message.body, size)
+        return f"its properties cannot be read: {error}"[:200]
+    return read.properties
+
+
+def batch(how: RabbitmqConnector, source: str, given: Sequence[Given], token: object = None, positions: Mapping[str, str] = {}) -> Batch:
+    """Those of a queue together."""
+    parts: dict[str, list[Given]] = {}
+    for one in given:
+        parts.setdefault(one[0].queue, []).append(one)
+    of_parts = list(parts.values())
+    translated_ = [(name, [translated(how, source, *one) for one in each]) for name, each in parts.items()]
+    return Batch(translated_, token, positions, lambda part, n: raw(*of_parts[part][n]))
+
+
+def raw(read: Read, offset: int | None) -> Raw:
+    """As it came. rest: what again() takes."""
+    rest = (read.queue, read.consumer, read.tag, read.redelivered, read.routing_key, read.header, offset)
+    return Raw(_where(read, offset), _told(read), read.body, rest)
+
+
+def again(how: RabbitmqConnector, source: str, data: bytes, rest: object) -> Batch:
+    """The batch of one message that was kept. Raises ValueError."""
+    queue, consumer, tag, redelivered, key, header, offset = msgspec.convert(rest, tuple[str, str, int, bool, str, bytes, int | None])
+    read = Read(queue, consumer, tag, redelivered, key, header, _properties(header), data, len(data) + len(header))
+    return batch(how, source, [(read, offset)])
+
+
+def _where(read: Read, offset: int | None) -> str:
+    return f"{read.queue}/{read.consumer}/{read.tag}" if offset is None else f"{read.queue}/{offset}"
+
+
+def _told(read: Read) -> dict[str, str]:
+    """Headers and properties, as text."""
+    if isinstance(read.properties, str):
+        return {"routing-key": read.routing_key}
+    told = {name: _shown(value) for name, value in read.headers.items()}
+    for name, value in read.properties:
+        if value not in (None, "") and name != "headers":
+            told[name.replace("_", "-")] = _shown(value)
+    return told | {"routing-key": read.routing_key}
 
 
 def translated(how: RabbitmqConnector, source: str, read: Read, offset: int | None) -> CloudEvent | Refused:
     """An event as it is, if the message is one; else one made of it. Pure. offset: in a stream."""
-    where = f"{read.queue}/{read.consumer}/{read.tag}" if offset is None else f"{read.queue}/{offset}"
+    where = _where(read, offset)
     if isinstance(read.properties, str):
-        return Refused(where, read.properties, {"routing-key": read.routing_key}, read.body)
+        return Refused(where, read.properties, _told(read), read.body)
     try:
         native = from_amqp(read.headers, read.properties.content_type, read.body)
         return native or _made(how, source, read, where, offset)
     except EventInvalid as error:
-        told = {name: _shown(value) for name, value in read.headers.items()}
-        for name, value in read.properties:
-            if value not in (None, "") and name != "headers":
-                told[name.replace("_", "-")] = _shown(value)
-        return Refused(where, str(error), told | {"routing-key": read.routing_key}, read.body)
+        return Refused(where, str(error), _told(read), read.body)
 
 
 def _made(how: RabbitmqConnector, source: str, read: Read, where: str, offset: int | None) -> CloudEvent:

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
 
+import msgspec
 from aiokafka import ConsumerRecord
 
 from ...errors import EventInvalid
 from ...event import CloudEvent
 from ...kafka_binding import from_kafka, key_text
-from ..batch import Refused
+from ..batch import Batch, Raw, Refused
 
 
 def item(record: ConsumerRecord, source: str, type: str) -> CloudEvent | Refused:
@@ -26,8 +27,7 @@ def item(record: ConsumerRecord, source: str, type: str) -> CloudEvent | Refused
         if record.headers and (native := from_kafka(record.headers, record.key, record.value)) is not None:
             return native
     except EventInvalid as error:
-        headers = {name: (raw or b"").decode("utf-8", "backslashreplace") for name, raw in record.headers}
-        return Refused(f"{record.topic}/{record.partition}/{record.offset}", str(error), headers, record.value or b"")
+        return Refused(f"{record.topic}/{record.partition}/{record.offset}", str(error), _text(record), record.value or b"")
     attributes = {"specversion": "1.0", "id": f"{record.topic}/{record.partition}/{record.offset}", "source": source, "type": type}
     extra = _described(record.headers) if record.headers else {}
     if "datacontenttype" in extra:
@@ -37,6 +37,28 @@ def item(record: ConsumerRecord, source: str, type: str) -> CloudEvent | Refused
     if key := record.key:
         attributes["partitionkey"] = key_text(key) or b64encode(key).decode()
     return CloudEvent.of(attributes | extra if extra else attributes, record.value)  # all of them are checked
+
+
+def raw(record: ConsumerRecord) -> Raw:
+    """As it came. rest: what again() takes."""
+    where = f"{record.topic}/{record.partition}/{record.offset}"
+    rest = (record.topic, record.partition, record.offset, record.timestamp, record.key, list(record.headers), record.value is None)
+    return Raw(where, _text(record), record.value or b"", rest)
+
+
+def again(data: bytes, rest: object, source: str, type: str) -> Batch:
+    """The batch of one record that was kept. Raises ValueError."""
+    topic, partition, offset, timestamp, key, headers, null = msgspec.convert(rest, _Rest)
+    value = None if null else data
+    record = ConsumerRecord(topic, partition, offset, timestamp, 0, key, value, None, len(key or b""), len(data), headers)
+    return Batch([(topic, [item(record, source, type)])], None, {}, lambda *_: raw(record))
+
+
+_Rest = tuple[str, int, int, int, bytes | None, list[tuple[str, bytes | None]], bool]
+
+
+def _text(record: ConsumerRecord) -> dict[str, str]:
+    return {name: (value or b"").decode("utf-8", "backslashreplace") for name, value in record.headers}
 
 
 _MEDIA_TYPE = re.compile(rb"[\w!#$&'*+.^`|~-]+/[\w!#$&'*+.^`|~-]+ *(?:;[ -~]*)?")

@@ -16,7 +16,7 @@ from .client import CONNECTING
 from .errors import told
 from .member import Assignment, Member
 from .offsets import commit
-from .records import item
+from .records import item, raw
 
 if TYPE_CHECKING:
     from ..kafka import KafkaConnector
@@ -134,15 +134,18 @@ class Session:
     def _batch(self, found: Mapping[TopicPartition, list[ConsumerRecord]]) -> Batch:
         assignment = self._member.assignment
         parts: dict[str, list[CloudEvent | Refused]] = {}
+        given: dict[str, list[ConsumerRecord]] = {}
         positions = {}
         for partition, records in found.items():
             items = [item(record, self._source, self._one.event_type) for record in records]
             parts.setdefault(partition.topic, []).extend(items)
+            given.setdefault(partition.topic, []).extend(records)
             last = records[-1].offset
             positions[f"{partition.topic}/{partition.partition}"] = str(last)
             assignment.next[partition] = last + 1
         self._given = _Token(assignment, dict(assignment.next))
-        return Batch(list(parts.items()), self._given, positions)
+        of_parts = list(given.values())
+        return Batch(list(parts.items()), self._given, positions, lambda part, n: raw(of_parts[part][n]))
 
     async def _check_range(self, asked: Mapping[TopicPartition, int]) -> None:
         [(partition, offset)] = asked.items()

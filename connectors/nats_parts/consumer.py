@@ -13,7 +13,7 @@ from ...buses.durable import fields, nak
 from ...errors import SourceRefused, SourceUnavailable
 from ..batch import Batch
 from .inbox import MAX_HELD, Inbox, source_errors
-from .messages import Message, parts, stored_message
+from .messages import Message, batch, stored_message
 
 if TYPE_CHECKING:
     from ...buses.connection import Connection
@@ -91,7 +91,7 @@ class ConsumerSource:
         if self._alone and len(self._seen) >= self._missing:
             self._position = max(self._position, self._top)
             positions[self._partition] = str(self._position)
-        return Batch(parts(messages, self._source, self._one.event_type), self._acked + len(self._given), positions)
+        return batch(messages, self._source, self._one.event_type, self._acked + len(self._given), positions)
 
     async def ack(self, token: object) -> None:
         assert isinstance(token, int)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...layout import header_lines
 from ..batch import Batch
 from .inbox import MAX_HELD, Inbox
-from .messages import Message, parts
+from .messages import Message, batch
 
 if TYPE_CHECKING:
     from ...buses.connection import Connection
@@ -48,7 +48,7 @@ class CoreSource:
     async def __anext__(self) -> Batch:
         while not (messages := await self._inbox.take(self._one.batch, 60.0)):
             pass
-        return Batch(parts(messages, self._source, self._one.event_type), None, {})
+        return batch(messages, self._source, self._one.event_type)
 
     async def ack(self, token: object) -> None:
         """Nobody waits for one."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import NamedTuple
+
+import msgspec
 
 from ...errors import EventInvalid
 from ...event import CloudEvent
 from ...layout import header_lines
 from ...nats_binding import from_nats
-from ..batch import Refused
+from ..batch import Batch, Item, Raw, Refused
 
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -70,9 +72,23 @@ def text(subject: bytes) -> str:
     return subject.decode("utf-8", "replace")
 
 
-def parts(messages: Sequence[Message], source: str, event_type: str) -> list[tuple[str, list[CloudEvent | Refused]]]:
+def batch(messages: Sequence[Message], source: str, event_type: str, token: object = None, positions: Mapping[str, str] = {}) -> Batch:
     """Neighbours of one subject together: the order stays."""
-    return [
-        (text(subject), [translate(message, source, event_type) for message in neighbours])
-        for subject, neighbours in groupby(messages, key=lambda message: message.subject)
-    ]
+    parts: list[tuple[str, list[Item]]] = []
+    given: list[list[Message]] = []
+    for subject, neighbours in groupby(messages, key=lambda message: message.subject):
+        given.append(list(neighbours))
+        parts.append((text(subject), [translate(message, source, event_type) for message in given[-1]]))
+    return Batch(parts, token, positions, lambda part, n: raw(given[part][n]))
+
+
+def raw(message: Message) -> Raw:
+    """As it came. rest: what again() takes."""
+    headers = dict(reversed(header_lines(message.headers))) if message.headers else {}
+    return Raw(message.id, headers, message.data, (message.subject, message.headers, message.id, message.time))
+
+
+def again(data: bytes, rest: object, source: str, event_type: str) -> Batch:
+    """The batch of one message that was kept. Raises ValueError."""
+    subject, headers, id, time = msgspec.convert(rest, tuple[bytes, bytes, str, int | None])
+    return batch([Message(subject, headers, data, id, time)], source, event_type)

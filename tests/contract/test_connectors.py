@@ -11,9 +11,11 @@ import orjson
 import pytest
 import pytest_asyncio
 
+from broker_faas.bus import Delivery
 from broker_faas.connectors import pump as module
-from broker_faas.connectors.batch import Refused, Route
+from broker_faas.connectors.batch import Refused, Route, records
 from broker_faas.connectors.pump import Connector, Pump
+from broker_faas.connectors.replay import Translator, again
 from broker_faas.errors import BusUnavailable
 from broker_faas.event import CloudEvent
 from broker_faas.layout import faas_headers
@@ -227,7 +229,7 @@ async def test_a_foreign_message_has_the_same_id_whenever_it_is_read(system: Sys
     await system.produce(*numbered(3))
     ids = []
     for _ in range(2):
-        ids.append([item.id for _, item in await system.connector().peek("/p/c", 3) if isinstance(item, CloudEvent)])
+        ids.append([item.id for _, item in (await system.connector().peek("/p/c", 3)).items if isinstance(item, CloudEvent)])
 
     assert ids[0] == ids[1]
     assert len(set(ids[0])) == 3
@@ -236,7 +238,7 @@ async def test_a_foreign_message_has_the_same_id_whenever_it_is_read(system: Sys
 async def test_a_dry_run_acknowledges_nothing_and_hides_nothing_from_others(system: System) -> None:
     store = Store()
     await system.produce(*numbered(5))
-    seen = await system.connector().peek("/p/c", 3)
+    seen = (await system.connector().peek("/p/c", 3)).items
     acked = await system.acked()
     async with pumping(system, store):
         await eventually(stored(store, 5), 30)
@@ -258,6 +260,25 @@ async def test_what_cannot_become_an_event_is_quarantined_and_the_rest_goes_on(s
 
     assert numbers(store) == [0, 1]
     assert faas_headers(refused.headers)["reason"]
+
+
+async def test_what_is_kept_of_a_message_in_quarantine_is_enough_to_translate_it_again(system: System) -> None:
+    native = CloudEvent(type="größe", source="/lager", id="1 2%", data=b"\x00\xffdata", datacontenttype="a/b", plant="Köln")
+    await system.produce(*numbered(1))
+    await system.produce_native(native)
+    await system.produce_poison()
+    await system.produce(b"\xff\x00")
+    connector = system.connector()
+    read = await connector.peek("/p/c", 4)
+    ready = records(Route(name="c", source="/p/c", to="no topic!"), read, 0.0)
+    kept = [Delivery(one.subject, one.headers, one.data, n, 1, 0.0, "", "") for n, one in enumerate(ready.quarantine)]
+    translated = again(connector, "/p/c", kept)
+
+    assert len(read.items) == len(kept) == 4
+    if isinstance(connector, Translator):
+        assert translated.items == read.items
+    else:  # of its events we know enough all the same
+        assert _events(translated.items) == _events(read.items)
 
 
 async def test_a_bus_restored_from_an_older_copy_gets_what_it_lacks(system: System) -> None:

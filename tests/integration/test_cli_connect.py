@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -10,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from broker_faas.buses import store
 from broker_faas.buses.nats import NatsBus
 from broker_faas.buses.reading import read
+from broker_faas.errors import BusUnavailable
 from broker_faas.event import CloudEvent
 from tests.helpers import eventually
 from tests.markdown import blocks
@@ -47,7 +51,7 @@ class Lines:
         yield Reader(self, source, int(await positions("file") or -1) + 1)
 
     async def peek(self, source, n):
-        return [("lines", item) for item in self.items(source, 0, n)]
+        return Batch([("lines", self.items(source, 0, n))], None, {})
 
 class Reader:
     def __init__(self, options, source, at):
@@ -175,6 +179,145 @@ async def test_a_topic_that_no_function_has_a_queue_for_is_warned_of(bus_url: st
         said = running.said
 
     assert unheard not in said
+
+
+DECODERS = """
+def upper(data, headers):
+    if data == b"two": raise ValueError("no upper two")
+    return {"line": data.decode().upper(), "id": headers.get("id")}
+
+async def later(data, headers): ...
+"""
+
+
+@pytest.fixture
+def decoded(lines: Path) -> Path:
+    """The same project with a decoder."""
+    (lines / "decoders.py").write_text(DECODERS)
+    with open(lines / "faas.toml", "a") as toml:
+        toml.write('decode = "decoders:upper"\n')
+    return lines
+
+
+async def test_a_decoder_makes_the_data_of_events_and_a_dry_run_shows_it(bus_url: str, decoded: Path) -> None:
+    dry = faas(decoded, bus_url, "connect", "orders", "--dry-run").stdout.splitlines()
+    ask = Faas(decoded, NATS_URL=bus_url)
+    with connecting(decoded, bus_url) as running:
+        await eventually(lambda: ask.json("connectors")[0].get("read") == 4, 30)
+        assert running.stop(signal.SIGTERM) == 0
+
+    assert '"datacontenttype": "application/json", "data": {"line": "ONE", "id": "0"}' in dry[1]
+    assert dry[2] == "  1: quarantined: the decoder raised ValueError (decoders.py:3): no upper two"
+    assert dry[3:] == ["  line 2: quarantined: is not ASCII", "  3: dropped by where"]
+    assert [json.loads(event.data or b"") for event in await on_bus(bus_url)] == [{"line": "ONE", "id": "0"}]
+    assert [row["reason"][:20] for row in ask.json("quarantine", "list")] == ["the decoder raised V", "is not ASCII"]
+
+
+@pytest.mark.parametrize(
+    ("decode", "says"),
+    [
+        ("decoders", "decode must be a function of the project's, like decoders:avro"),
+        ("decoders:nope", "connector 'orders': decode: module 'decoders' has no function 'nope'"),
+        ("nowhere:avro", "connector 'orders': decode: there is no module 'nowhere' in the project's folder"),
+        ("decoders:later", "connector 'orders': decode: decoders:later is async"),
+    ],
+)
+def test_a_decoder_that_cannot_be_used_is_78_and_says_where(bus_url: str, decoded: Path, decode: str, says: str) -> None:
+    toml = (decoded / "faas.toml").read_text().replace("decoders:upper", decode)
+    (decoded / "faas.toml").write_text(toml)
+    line = toml.splitlines().index(f'decode = "{decode}"') + 1
+    done, checked = faas(decoded, bus_url, "connect"), faas(decoded, bus_url, "check")
+
+    assert (done.returncode, checked.returncode) == (78, 78)
+    assert done.stderr == checked.stderr
+    assert says in done.stderr
+    assert f"faas.toml:{line}: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+async def on_bus(url: str) -> list[CloudEvent]:
+    async with NatsBus(url).open() as bus:
+        return [CloudEvent.from_headers(one.headers, one.data) async for one in read(bus.connection, "events", ["ev.>"])]
+
+
+async def test_a_replay_translates_again_stores_what_is_an_event_now_and_keeps_the_rest(bus_url: str, decoded: Path) -> None:
+    ask = Faas(decoded, NATS_URL=bus_url)
+    with connecting(decoded, bus_url):
+        await eventually(lambda: ask.json("connectors")[0].get("read") == 4, 30)
+    before = ask("quarantine", "replay", "orders", code=1)
+    (decoded / "decoders.py").write_text(DECODERS.replace('b"two"', 'b"never"'))
+    [two, other] = ask.json("quarantine", "list")
+    dry = ask("quarantine", "replay", "orders", "--dry-run", code=1)
+    assert len(ask.json("quarantine", "list")) == 2
+    done = ask("quarantine", "replay", "orders", str(two["number"]))
+    after = ask("quarantine", "replay", "orders", "-o", "json", code=1)
+
+    assert "no upper two" in before.stdout
+    assert before.stdout.splitlines()[-1] == "replayed 0 records of orders"
+    assert dry.stdout.splitlines()[0] == f"{two['number']}: would be 1 on shop.orders"
+    assert dry.stdout.splitlines()[-1] == "would replay 1 record of orders"
+    assert done.stdout == "replayed 1 record of orders\n"
+    assert [(event.id, json.loads(event.data or b"")["line"]) for event in await on_bus(bus_url)] == [("0", "ONE"), ("1", "TWO")]
+    assert [row["number"] for row in ask.json("quarantine", "list")] == [other["number"]]
+    [row] = json.loads(after.stdout)
+    assert (row["number"], row["id"]) == (other["number"], None)
+    assert "keeps too little of a record" in row["reason"]
+
+
+async def test_a_replay_that_died_before_it_deleted_stores_nothing_twice(
+    bus_url: str, decoded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However late: the bus is told to forget ids."""
+    ask = Faas(decoded, NATS_URL=bus_url)
+    with connecting(decoded, bus_url):
+        await eventually(lambda: ask.json("connectors")[0].get("read") == 4, 30)
+    (decoded / "decoders.py").write_text(DECODERS.replace('b"two"', 'b"never"'))
+    [two, _] = ask.json("quarantine", "list")
+    deleting = store.delete
+
+    async def dies(*_: object, **__: object) -> bool:
+        raise BusUnavailable("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "delete", dies)
+        ask("quarantine", "replay", "orders", str(two["number"]), code=75)
+    async with NatsBus(bus_url).open() as bus:
+        config = (await store.info(bus, "events"))["config"]
+        await bus.api("STREAM.UPDATE.events", config | {"duplicate_window": int(1e8)})
+        await asyncio.sleep(0.5)  # time that ids are remembered
+    assert store.delete is deleting
+    done = ask("quarantine", "replay", "orders", str(two["number"]))
+
+    assert done.stdout == "replayed 1 record of orders\n"
+    assert [event.id for event in await on_bus(bus_url)] == ["0", "1"]
+    assert len(ask.json("quarantine", "list")) == 1
+
+
+async def test_a_replay_of_what_this_server_does_not_take_stays_and_takes_nothing_along(bus_url: str, decoded: Path) -> None:
+    (decoded / "orders.txt").write_bytes(b"two\n" * 3)
+    ask = Faas(decoded, NATS_URL=bus_url)
+    with connecting(decoded, bus_url):
+        await eventually(lambda: ask.json("connectors")[0].get("read") == 3, 30)
+    (decoded / "decoders.py").write_text('def upper(data, headers): return "x" * (3000 if headers["id"] == "1" else 3)\n')
+    async with NatsBus(bus_url).open() as bus:
+        config = (await store.info(bus, "events"))["config"]
+        await bus.api("STREAM.UPDATE.events", config | {"max_msg_size": 2000})
+    done = ask("quarantine", "replay", "orders", code=1)
+    [left] = ask.json("quarantine", "list")
+
+    assert [event.id for event in await on_bus(bus_url)] == ["0", "2"]
+    assert left["position"] == "/shop/orders 1"
+    assert "exceeds the bus limit" in done.stdout
+    assert done.stdout.splitlines()[-1] == "replayed 2 records of orders"
+
+
+def test_a_replay_of_what_is_not_there_says_so(bus_url: str, decoded: Path) -> None:
+    ask = Faas(decoded, NATS_URL=bus_url)
+    with connecting(decoded, bus_url) as running:
+        running.wait_for("connectors run")
+
+    assert "there is no connector 'order'; did you mean 'orders'?" in ask("quarantine", "replay", "order", code=78).stderr
+    assert "nothing in quarantine has the number 99" in ask("quarantine", "replay", "orders", "99", code=1).stderr
 
 
 def test_a_source_that_refuses_is_78(bus_url: str, lines: Path) -> None:

@@ -396,7 +396,7 @@ async def test_only_committed_transactions_are_read_and_their_markers_are_no_lag
 
 async def test_peek_shows_what_comes_next_commits_nothing_and_joins_nothing(topic: Topic, bus: JetStreamBus) -> None:
     await topic.send(numbers(0, 5))
-    first = await topic.options().peek("/p/c", 3)
+    first = (await topic.options().peek("/p/c", 3)).items
 
     assert await topic.committed() == {}
     assert [item.data for _, item in first] == numbers(0, 3)
@@ -404,10 +404,10 @@ async def test_peek_shows_what_comes_next_commits_nothing_and_joins_nothing(topi
         await eventually(lambda: pump.status.stored == 5, LONG)
         async with admin(topic.servers) as client:
             before = await client.describe_consumer_groups([topic.group])
-            beside = await topic.options().peek("/p/c", 3)
+            beside = (await topic.options().peek("/p/c", 3)).items
             after = await client.describe_consumer_groups([topic.group])
     await topic.send([b"5"], headers=[("ce_id", b"\xff")])
-    [(name, refused)] = await topic.options().peek("/p/c", 3)
+    [(name, refused)] = (await topic.options().peek("/p/c", 3)).items
 
     assert beside == []
     assert str(before) == str(after)
@@ -443,7 +443,7 @@ async def test_a_login_is_taken_and_a_wrong_one_is_refused_without_being_shown(o
     topic = await topic_on(own_kafka.servers)
     await topic.send([b"1"])
     login = {"servers": own_kafka.sasl_servers, "security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "username": "shop"}
-    [(_, item)] = await topic.options(**login, password="secret").peek("/p/c", 1)
+    [(_, item)] = (await topic.options(**login, password="secret").peek("/p/c", 1)).items
 
     assert item.data == b"1"
     with pytest.raises(SourceRefused, match="Invalid username or password") as raised:

@@ -78,7 +78,7 @@ async def written(topic: Topic, events: Sequence[CloudEvent], **options: Any) ->
 
 
 async def read_by_us(topic: Topic, n: int) -> list[CloudEvent | Refused]:
-    return [item for _, item in await topic.options().peek("/p/c", n)]
+    return [item for _, item in (await topic.options().peek("/p/c", n)).items]
 
 
 # --- they read us -------------------------------------------------------------------------------------------

@@ -410,13 +410,13 @@ async def test_peek_acknowledges_nothing_and_disturbs_nobody(foreign_url: str, f
     js = foreign.jetstream()
     source = connector(foreign_url)
     await fill(js, 0, 5)
-    before = await source.peek("/nats/c", 3)
+    before = (await source.peek("/nats/c", 3)).items
     async with running(source, bus) as pump:
         await eventually(lambda: pump.status.stored == 5)
         await eventually(lambda: none_left(js))
     await fill(js, 5, 8)
     state = await js.consumer_info("orders", "faas")
-    seen = await source.peek("/nats/c", 10)
+    seen = (await source.peek("/nats/c", 10)).items
     [name, one] = before[0]
 
     assert (name, one) == ("orders.made", (await events(bus))[0])
@@ -623,7 +623,7 @@ async def test_peek_at_plain_subjects_takes_nothing_from_the_group(foreign_url: 
         await eventually(lambda: last_is(bus, b"last"))
         published = pump.status.stored
 
-    assert [item.data for _, item in await looking] == [b"x", b"x"]
+    assert [item.data for _, item in (await looking).items] == [b"x", b"x"]
     assert published >= 3
 
 

@@ -422,7 +422,7 @@ async def test_peek_leaves_everything_there(rabbitmq: Rabbit) -> None:
             return await rabbitmq.ready("q.peek") == 10
 
         for _ in range(2):
-            peeked = await connector.peek("/p/c", 4)
+            peeked = (await connector.peek("/p/c", 4)).items
             assert [(name, item.data) for name, item in peeked] == [("q.peek", body) for body in numbered(4)]
             if kind != "stream":
                 await eventually(all_there, PATIENCE)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from broker_faas.config import BusConfig, Config, FunctionConfig, GatewayConfig, WorkerConfig, load
+from broker_faas.config import BusConfig, Config, ConnectorConfig, FunctionConfig, GatewayConfig, WorkerConfig, load
 from broker_faas.function import function
 
 from ..markdown import ROOT, blocks
@@ -33,6 +33,7 @@ def documented(heading: str) -> set[str]:
         ("### `[worker]`", WorkerConfig, set()),
         ("### `[gateway]`", GatewayConfig, set()),
         ("### `[function.NAME]`", FunctionConfig, set()),
+        ("### `[[connector]]`", ConnectorConfig, {"options", "place", "places", "unset"}),
     ],
 )
 def test_every_option_is_documented(heading: str, options: Any, internal: set[str]) -> None:

@@ -137,9 +137,9 @@ async def test_the_next_fires_are_shown_as_the_events_that_they_become(
         clock = Still()
 
     shown = await Stopped(schedule="0 9 * * MON", tz="Europe/Berlin", data=data).peek("/shop/tick", 5)
-    (name, event), *_ = shown
+    (name, event), *_ = shown.items
 
-    assert (len(shown), name) == (5, "cron")
+    assert (len(shown.items), name) == (5, "cron")
     assert isinstance(event, CloudEvent)
     assert (event.id, event.time, event.source) == ("tick/2026-03-02T08:00:00Z", "2026-03-02T08:00:00Z", "/shop/tick")
     assert (event.type, event.datacontenttype, event.data) == ("cron.fired", datacontenttype, written)

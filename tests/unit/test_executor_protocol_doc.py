@@ -10,9 +10,9 @@ from typing import get_args
 import msgspec
 import pytest
 
-from broker_faas import decide, errors
+from broker_faas import decide, errors, pipe
 from broker_faas.errors import ExecutorError
-from broker_faas.workers import child, executor, frames, pipe
+from broker_faas.workers import child, executor, frames
 
 from ..executors import REPO, project
 from ..helpers import eventually

@@ -369,6 +369,56 @@ def test_a_replay_to_an_ordered_function_goes_through_the_partition_of_its_key()
     assert layout.replay_record(ORDERED, no_event, 0).subject == "re.shop--reserve.-.-"
 
 
+# --- quarantine ---------------------------------------------------------------------------------------------
+
+
+def quarantined(headers: dict[str, str], data: bytes, again: bytes) -> Record:
+    return layout.quarantine_record("orders", "orders/0/7", "no magic byte", headers, data, 1000.5, again)
+
+
+def test_what_is_quarantined_is_kept_with_its_reason_and_what_a_replay_needs() -> None:
+    record = quarantined({"k": 'é"%'}, b"\xff", b"\x00\x01")
+
+    assert (record.subject, record.data) == ("quarantine.orders", b"\xff")
+    assert layout.faas_headers(record.headers) == {
+        "position": "orders/0/7",
+        "reason": "no magic byte",
+        "first": "1000.500",
+        "headers": '{"k": "\\u00e9\\"%"}',
+        "again": "AAE=",
+    }
+
+
+@pytest.mark.parametrize(
+    ("headers", "data", "again", "kept"),
+    [
+        ({"k": "x" * 9000}, b"d", b"a", {"again", "cut"}),  # text for people; a replay has its own
+        ({"k": '"' * 3000}, b"d", b"a", {"again", "cut"}),  # each of them is three on the wire
+        ({"k": "x"}, b"d" * (layout.MAX_DATA + 1), b"a", {"cut"}),
+        ({"k": "x"}, b"d", b"a" * 20_000, {"cut"}),
+        ({"k": "x"}, b"d" * layout.MAX_DATA, b"a" * 18_000, {"again"}),
+    ],
+)
+def test_what_is_cut_says_so_and_is_replayed_only_if_nothing_of_it_is_missing(
+    headers: dict[str, str], data: bytes, again: bytes, kept: set[str]
+) -> None:
+    record = quarantined(headers, data, again)
+
+    assert layout.faas_headers(record.headers).keys() & {"again", "cut"} == kept
+    assert len(record.data) <= layout.MAX_DATA
+    assert len(record.headers) < 65_535 - 600
+
+
+@pytest.mark.parametrize("limit", [1000, 2000, 5000])
+def test_for_a_server_that_takes_less_it_is_shortened_and_not_replayed(limit: int) -> None:
+    record = layout.shortened(quarantined({"k": "x"}, b"d" * 4000, b"a"), limit)
+    told = layout.faas_headers(record.headers)
+
+    assert len(record.headers) + len(record.data) <= limit
+    assert ("again" in told, "cut" in told) == ((True, False) if limit == 5000 else (False, True))
+    assert told["reason"] == "no magic byte"
+
+
 # --- headers ------------------------------------------------------------------------------------------------
 
 texts = st.text(st.one_of(st.sampled_from("\r\n:% Az09é😀\x00"), st.characters()), max_size=300)

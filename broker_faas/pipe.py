@@ -1,4 +1,4 @@
-"""What an executor writes to fd 1 and 2 outside of calls: C code, subprocesses, an interpreter that dies."""
+"""What a process with user code writes to fd 1 and 2: C code, subprocesses, an interpreter that dies; what it prints between calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OUTPUT_RATE = 64 << 10  # bytes a second; the rest is read and dropped
 
 
 class Pipe:
-    """An executor's fd 1 and 2. Always read, so that nobody blocks on it; passed on at OUTPUT_RATE at most."""
+    """Such a process's fd 1 and 2. Always read, so that nobody blocks on it; passed on at OUTPUT_RATE at most."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, emit: Callable[[str], None]) -> None:
         self._loop = loop
