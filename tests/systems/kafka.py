@@ -141,6 +141,9 @@ async def topic_on(servers: str, partitions: int = 1, replicas: int = 1, **confi
     named = {option.replace("_", "."): str(value) for option, value in configs.items()}
     async with admin(servers) as client:
         await client.create_topics([NewTopic(name, partitions, replicas, topic_configs=named)])
+        async with asyncio.timeout(30):  # a broker may answer before it knows of a topic that was just made
+            while name not in await client.list_topics():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
     return Topic(servers, name)
 
 
@@ -148,7 +151,7 @@ async def records(servers: str, topic: str, n: int) -> list[ConsumerRecord]:
     """All that a topic has, when it has n at least; a partition's in its order."""
     found: list[ConsumerRecord] = []
     async with AIOKafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False, auto_offset_reset="earliest") as consumer:
-        async with asyncio.timeout(30):  # a broker may answer before it knows of a topic that was just made
+        async with asyncio.timeout(30):  # nor is every broker as quick as the one that was asked before
             while not (numbers := (await consumer._client.fetch_all_metadata()).partitions_for_topic(topic)):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         partitions = [TopicPartition(topic, number) for number in numbers]
