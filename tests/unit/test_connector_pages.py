@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from broker_faas.config import load
-from broker_faas.connectors.driver import driver
+from broker_faas.connectors.driver import driver, sink_driver
 
 from ..markdown import ROOT, blocks
 
@@ -60,3 +60,18 @@ def default(cell: str, expected: str) -> str:
     """What a cell says: words, as in `the system's`, stand for no default of its own."""
     plain = cell.replace("`", "").replace('"', "").replace(",", "")
     return plain if plain == expected or re.fullmatch(r'[`"\d].*|true|false|required', cell) else ""
+
+
+@pytest.mark.parametrize("system", ["rabbitmq", "nats"])
+def test_every_option_of_a_sink_is_in_its_section_and_its_example_loads(system: str, tmp_path: Path) -> None:
+    section = (PAGES / f"{system}.md").read_text().partition("\n## As a sink\n")[2]
+    example = section.partition("```toml\n")[2].partition("```")[0]
+    (tmp_path / "faas.toml").write_text(f'project = "shop"\nmodules = ["functions"]\n{example}')
+    [one] = load(tmp_path / "faas.toml", ENVIRON).sinks
+    tables = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
+    said = {name: cell.strip(' `"') for names, cell in tables for name in re.findall(r"`(\w+)`", names)}
+    sink = sink_driver(one)
+
+    assert one.type == system
+    for option in fields(sink):  # type: ignore[arg-type]
+        assert said[option.name] in ("", "as above", shown(option.default))
