@@ -31,7 +31,7 @@ from .event import CloudEvent
 from .layout import output_id, project_source
 from .retry import RetryPolicy, is_count, is_number, require
 from .signature import Shape, UnresolvedAnnotation, location, shape
-from .topics import check_destination, check_pattern, minimal
+from .topics import check_destination, check_pattern, minimal, sink_of
 from .where import Filter
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -229,8 +229,8 @@ class Context:
     ) -> CloudEvent:
         """Publish an event to `topic` once this call has succeeded; return it.
 
-        type: the topic if not given. key: of the event being handled if not given. attributes: time, datacontenttype, dataschema
-        and extensions. Its id is derived from the event being handled and its place among the outputs, and it has no time of its own:
+        type: the topic if not given, without the sink it may leave through. key: of the event being handled if not given.
+        attributes: time, datacontenttype, dataschema and extensions. Its id is derived from the event being handled and its place among the outputs, and it has no time of its own:
         another attempt makes the same bytes, and the bus stores them once. Raises TopicInvalid, EventInvalid, Reject (see next_hop).
         """
         check_destination(topic)
@@ -238,7 +238,7 @@ class Context:
         event = CloudEvent(
             id=output_id(cause, len(self.outputs), self.topic),
             source=project_source(self.project, self.function),
-            type=type or topic,
+            type=type or sink_of(topic)[1],
             data=data,
             subject=subject,
             **{
