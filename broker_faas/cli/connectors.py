@@ -20,7 +20,8 @@ def connectors(output: str, url: str | None) -> None:
     """The project's connectors: state, lag at the source, rate, last error.
 
     read = stored + filtered + quarantined, of all processes that run a connector now, since they started. repeated: of stored, those that
-    the bus had already. lag: what the source has and the connector has not stored; - where a source cannot tell.
+    the bus had already. lag: what the source has and the connector has not stored, every
+    10 s; - before that, and where a source cannot tell.
 
     \b
     Example:
