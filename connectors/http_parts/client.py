@@ -103,7 +103,7 @@ async def _reach(url: URL, tls: ssl.SSLContext | None, timeout: float) -> None:
     where = f"{url.host}:{url.port}"
     try:
         async with asyncio.timeout(timeout):
-            _, writer = await asyncio.open_connection(url.host, url.port, ssl=tls, happy_eyeballs_delay=0.25)
+            _, writer = await asyncio.open_connection(url.host, url.port, ssl=tls)  # uvloop knows no happy_eyeballs_delay
     except ssl.SSLError as error:
         kind = SinkRefused if error.reason in _REFUSED else SinkUnavailable
         raise kind(f"{where} cannot be connected to: {why(error)}") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -219,6 +220,13 @@ def established(port: int) -> int:
     """Connections to it from here."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(int(row[2].rpartition(":")[2], 16) == port and row[3] == "01" for row in rows)
+
+
+def test_on_uvloop(http: HttpSystem, target: str) -> None:
+    got = uvloop.run(sent(http, to(target, *made(50)) + to("..", *made())))
+
+    assert [None] * 50 == got[:50]
+    assert 50 == len(http.requests(target))
 
 
 async def test_no_event_needs_no_answer(http: HttpSystem) -> None:
