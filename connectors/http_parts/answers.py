@@ -18,7 +18,7 @@ _LOOK = 4000  # characters of it that are looked at
 _SECRET = 6  # characters that a word must have to be one
 
 
-def verdict(status: int, headers: Mapping[str, str], body: bytes, now: float, hidden: Iterable[str] = ()) -> Undelivered | None:
+def verdict(status: int, headers: Mapping[str, str], body: bytes | bytearray, now: float, hidden: Iterable[str] = ()) -> Undelivered | None:
     """None: delivered. headers: named in lower case. now: seconds since 1970. hidden: what no reason may show."""
     if 200 <= status < 300:
         return None
@@ -45,7 +45,7 @@ def retry_after(value: str, now: float) -> float | None:
     return min(seconds, MAX_DELAY) if seconds > 0 else None
 
 
-def text(body: bytes, hidden: Iterable[str] = ()) -> str:
+def text(body: bytes | bytearray, hidden: Iterable[str] = ()) -> str:
     """One line of a body, at most TEXT characters, for people: no control characters, nothing that is hidden."""
     said = body.decode("utf-8", "replace")
     for secret in hidden:

@@ -48,12 +48,14 @@ class Connections(aiohttp.TCPConnector):
     async def connect(self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout) -> Connection:
         phase.set(Phase.CONNECTING)
         connection = await super().connect(req, traces, timeout)
-        while connection.protocol is not None and connection.protocol.should_close:
+        while (protocol := connection.protocol) is not None and protocol.should_close:
             connection.close()
             connection = await super().connect(req, traces, timeout)
-        if connection.protocol is not None:
-            phase.set(Phase.REUSED if connection.protocol in self._used else Phase.NEW)
-            self._used.add(connection.protocol)
+        if protocol in self._used:
+            phase.set(Phase.REUSED)
+        elif protocol is not None:
+            self._used.add(protocol)
+            phase.set(Phase.NEW)
         return connection
 
 

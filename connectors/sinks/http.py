@@ -37,6 +37,7 @@ _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[!-~](?:[ \t!-~]*[!-~])?")
 _OURS = {"content-type", "content-length", "transfer-encoding", "connection"}
 _LARGE = 1 << 20  # bytes; more at once block the loop, says aiohttp
+_TARGETS = 1000  # whose urls are kept
 SEND = 100.0  # seconds that one send() may take: what settles what it tells waits no longer than 120
 
 
@@ -151,13 +152,15 @@ class HttpSession:
             self._always["Authorization"] = f"Bearer {options.token}"
         self._hidden = secrets(options.url, (*options.headers.values(), options.token, *options.signing))
         self._where = urlsplit(options.url).netloc
+        self._urls: dict[str, URL] = {}
 
     async def send(self, events: Sequence[Outgoing]) -> list[Undelivered | None]:
         """SinkUnavailable only if connections fail and none of the events has an answer. What has none may have been taken."""
         results: list[Undelivered | None] = [Undelivered("not sent: those before it took too long") for _ in events]
         lanes = _lanes(events)
-        until = asyncio.get_running_loop().time() + SEND - self._options.timeout
         answered, lost, lost_in_a_row = False, "", 0
+        time = asyncio.get_running_loop().time
+        until = time() + SEND - self._options.timeout
 
         async def serve() -> None:
             nonlocal answered, lost, lost_in_a_row
@@ -165,7 +168,7 @@ class HttpSession:
                 for n in lane:
                     # Nobody is there, and each would wait for `timeout` to hear it.
                     gone = lost_in_a_row >= self._options.concurrency
-                    if gone or asyncio.get_running_loop().time() > until:
+                    if gone or time() > until:
                         results[n] = Undelivered(f"not sent: {lost}") if gone else results[n]
                         continue
                     try:
@@ -186,9 +189,10 @@ class HttpSession:
         return results
 
     async def _delivered(self, one: Outgoing) -> Undelivered | None:
-        if not is_topic(one.target):  # nothing else can change the path
+        url = self._urls.get(one.target) or self._url(one.target)
+        if url is None:
             return Undelivered(f"{one.target!r:.80} is no target: words of letters, digits, '_' and '-' with dots between", again=False)
-        request = self._request(one)
+        request = self._request(one, url)
         answer: list[aiohttp.ClientResponse] = []
         body = bytearray()
         try:
@@ -207,7 +211,7 @@ class HttpSession:
                     raise TimeoutError from None
                 how = "cannot be connected to" if phase.get() is Phase.CONNECTING else "did not answer"
                 raise _Lost(f"{self._where} {how}: {why(error)}") from None
-        return verdict(answer[0].status, answer[0].headers, bytes(body), now(), self._hidden)
+        return verdict(answer[0].status, answer[0].headers, body, now(), self._hidden)
 
     async def _ask(self, request: _Request, answer: list[aiohttp.ClientResponse], body: bytearray) -> None:
         """Once its head is there, an answer counts, whatever becomes of its body."""
@@ -216,7 +220,16 @@ class HttpSession:
             answer.append(response)
             await read(response, body)
 
-    def _request(self, one: Outgoing) -> _Request:
+    def _url(self, target: str) -> URL | None:
+        """None for what is no target: anything else could change the path, or the host."""
+        if not is_topic(target):
+            return None
+        if len(self._urls) >= _TARGETS:
+            self._urls.clear()
+        self._urls[target] = url = URL(self._options.url.replace("{target}", target), encoded=True)
+        return url
+
+    def _request(self, one: Outgoing, url: URL) -> _Request:
         # An event that holds an event has the content type of a structured one: only in an envelope is it told from what it holds.
         nested = (one.event.datacontenttype or "").lower().startswith("application/cloudevents")
         headers, body = to_http(one.event, structured=nested or self._options.format == "structured")
@@ -224,7 +237,7 @@ class HttpSession:
         if self._keys:
             id, timestamp = message_id(one.target, one.event), int(now())
             headers |= {"webhook-id": id, "webhook-timestamp": str(timestamp), "webhook-signature": sign(self._keys, id, timestamp, body)}
-        return _Request(URL(self._options.url.replace("{target}", one.target), encoded=True), headers, body)
+        return _Request(url, headers, body)
 
 
 def _lanes(events: Sequence[Outgoing]) -> Iterator[list[int]]:
