@@ -69,7 +69,6 @@ async def connected(how: HttpSink) -> AsyncIterator[aiohttp.ClientSession]:
         connector=Connections(how.concurrency, tls or True),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # ours has no rounding to whole seconds
         cookie_jar=aiohttp.DummyCookieJar(),  # one request is nothing to the next
-        skip_auto_headers=["Content-Type"],  # data without a type stays so
         auto_decompress=False,  # nobody wants to see it, and it may be a bomb
         read_bufsize=BODY,
         trust_env=False,

@@ -36,6 +36,7 @@ _URL = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]+(?:[/?][\w\-.~:/?\[\]@!$&'()*+,
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[!-~](?:[ \t!-~]*[!-~])?")
 _OURS = {"content-type", "content-length", "transfer-encoding", "connection"}
+_UNTYPED = ("Content-Type",)  # data without a type stays so
 _LARGE = 1 << 20  # bytes; more at once block the loop, says aiohttp
 _TARGETS = 1000  # whose urls are kept
 SEND = 100.0  # seconds that one send() may take: what settles what it tells waits no longer than 120
@@ -216,7 +217,9 @@ class HttpSession:
     async def _ask(self, request: _Request, answer: list[aiohttp.ClientResponse], body: bytearray) -> None:
         """Once its head is there, an answer counts, whatever becomes of its body."""
         data = io.BytesIO(request.body) if len(request.body) > _LARGE else request.body
-        async with self._client.post(request.url, data=data, headers=request.headers, allow_redirects=False) as response:
+        skip = None if "content-type" in request.headers else _UNTYPED  # aiohttp sorts all headers to leave one out
+        post = self._client.post(request.url, data=data, headers=request.headers, skip_auto_headers=skip, allow_redirects=False)
+        async with post as response:
             answer.append(response)
             await read(response, body)
 

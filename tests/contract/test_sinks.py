@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
@@ -19,6 +20,7 @@ from broker_faas.layout import event_record, sink_queue
 from broker_faas.retry import RetryPolicy
 from tests.helpers import eventually
 from tests.sinks import ScriptedSink
+from tests.systems.http import http_sink_system
 from tests.systems.kafka import kafka_system
 from tests.systems.nats import nats_system
 from tests.systems.rabbitmq import rabbitmq_system
@@ -74,7 +76,13 @@ async def scripted_system(server: str) -> AsyncIterator[SinkSystem]:
     yield ScriptedSystem()
 
 
-SYSTEMS: dict[str, Make] = {"scripted": scripted_system, "kafka": kafka_system, "rabbitmq": rabbitmq_system, "nats": nats_system}
+SYSTEMS: dict[str, Make] = {
+    "scripted": scripted_system,
+    "kafka": kafka_system,
+    "rabbitmq": rabbitmq_system,
+    "nats": nats_system,
+    "http": http_sink_system,
+}
 """{fixture that is a server, or has its address: what makes a system there}."""
 
 
@@ -87,6 +95,11 @@ def scripted() -> str:
 def nats(bus_url: str) -> str:
     """Another account is another NATS."""
     return bus_url
+
+
+@pytest.fixture
+def http(tmp_path: Path) -> Path:
+    return tmp_path / "http"
 
 
 @pytest.fixture(params=SYSTEMS)
