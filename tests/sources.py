@@ -83,17 +83,21 @@ class Session:
 
 
 class Held:
-    """A bus with a way to it that stands still: waiting, until gate is set; once."""
+    """A bus with a way to it that stands still: waiting, until gate is set. fails: what it raises then, once."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.gate = asyncio.Event()
         self.waiting = False
+        self.fails: Exception | None = None
         self.position = store.position
 
     async def publish(self, records: Sequence[Record], *, output: bool = False, last: dict[str, int] | None = None) -> int:
         self.waiting = True
         await self.gate.wait()
+        if self.fails:
+            error, self.fails = self.fails, None
+            raise error
         return await self._store.publish(records, output=output, last=last)
 
 

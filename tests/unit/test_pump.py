@@ -206,9 +206,10 @@ async def test_who_was_overtaken_stores_nothing_and_goes_on_behind_what_others_h
 
 
 async def test_what_was_read_before_its_partition_was_given_to_another_is_not_stored_though_it_was_given_back() -> None:
-    """The partition is asked for anew while the batch of before is held up: what is known now is not what it follows."""
+    """The partition is asked for anew while the batch of before waits for the bus: what is known now is not what it follows."""
     source, store = Scripted([event(n) for n in range(3)]), Store()
     held = Held(store)
+    held.fails = BusUnavailable("away")
     async with running(source, held) as pump:
         await eventually(lambda: held.waiting)
         async with running(Scripted([event(n) for n in range(3)], size=2), store):
