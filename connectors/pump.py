@@ -264,7 +264,7 @@ class Pump:
         """No batch of the bus spans two streams: what is quarantined is sent if nobody was faster, and not refused if somebody was."""
         for partition, known in ready.known.items():
             if (await self.position(partition)).sequence != known.sequence:
-                raise Overtaken(f"another has stored a position of {partition} since this one was read")
+                raise Overtaken(f"another has stored {partition} since it was read: reading goes on behind that")
 
     async def _watch(self, source: Source) -> None:
         """Connected but stuck is an exit, not silence: two looks in a row at a source that has something and gives nothing."""

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from ..bus import Record
-from ..errors import BusError, BusRefused, BusUnavailable
+from ..errors import BusError, BusRefused, BusUnavailable, Overtaken
 from .calls import Call, Item, queued
 from .connection import Connection
 from .records import DRY, DUPLICATE, FULL, INCOMPLETE, LATER, MOVING, NO_ATOMIC, NOT_LAST, ROLLUP, Verdict, follows, frame, refusal, verdict
@@ -184,8 +184,9 @@ class Lane:
             return True
         if said.code == MOVING:
             return True
-        final = said.code == NOT_LAST or said.code in FULL
-        if final or (await self._dry_run(items) == 0 and said.code not in (DUPLICATE, INCOMPLETE, _DENIED, 503)):
+        if said.code == NOT_LAST:
+            items[0].failed(_overtaken(items[0].call, said.text))
+        elif said.code in FULL or (await self._dry_run(items) == 0 and said.code not in (DUPLICATE, INCOMPLETE, _DENIED, 503)):
             items[0].failed(refusal(said.code, said.text, items[0].record, self.stream))
         return not any(item.ended for item in items)
 
@@ -200,7 +201,7 @@ class Lane:
         stored = [(item, one) for item, one in zip(items, found, strict=True) if one.code == 0]
         if len(stored) < len(items) and (positions := [item for item, _ in stored if item.position]):
             # Whoever stored this position stored what is before it: not the same as here.
-            positions[0].failed(refusal(NOT_LAST, "it is stored, with others", positions[0].record, self.stream))
+            positions[0].failed(_overtaken(positions[0].call, "this position is stored, with other events"))
             return 1
         for item, one in stored:
             item.stored(True, one.sequence)
@@ -309,6 +310,10 @@ def _following(items: list[Item]) -> dict[int, bytes]:
                 elif n := next(others, 0):
                     found[n] = follows(sequence, subject.encode())
     return found
+
+
+def _overtaken(call: Call, how: str) -> Overtaken:
+    return Overtaken(f"another has stored {', '.join(list(call.last or ())[:3])} since it was read ({how}): reading goes on behind that")
 
 
 def _alone(item: Item) -> bytes:

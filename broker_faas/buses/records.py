@@ -60,7 +60,7 @@ def refusal(code: int, text: str, record: Record, stream: str) -> FaasError:
         option = "dead_bytes" if stream == DEAD else "max_bytes"
         return BusFull(f"stream {stream!r} has no space left ({text}, err_code {code}); try again when some is freed, or raise {option}")
     if code == NOT_LAST:
-        return Overtaken(f"another has stored a position since this one was read ({text})")
+        return Overtaken(f"another has stored {record.subject} since it was read ({text}): reading goes on behind that")
     if code == 10054:
         return EventTooLarge(len(record.headers) + len(record.data), 0, f"record on {record.subject}")
     return BusRefused(f"stream {stream!r} refuses a record on {record.subject}: {text} (err_code {code})", code)
