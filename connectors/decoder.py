@@ -63,19 +63,31 @@ class Decoding:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._child: Child | None = None
+        self._fresh: Child | None = None  # takes over with the next batch
 
     @property
     def pid(self) -> int:
         return self._child.pid if self._child else 0
 
     async def start(self) -> None:
-        one = self._decoder
-        self._child = await Child.start(one.function, one.root, one.environ, one.place, one.connector, one.import_timeout)
+        self._child = await self._started()
+
+    async def renew(self) -> None:
+        """Import the function anew, for the batches that come. Raises ConfigError, SourceUnavailable: then the one before goes on."""
+        fresh = await self._started()
+        if self._fresh:
+            self._fresh.end()
+        self._fresh = fresh
 
     def end(self) -> None:
-        if self._child:
-            self._child.end()
-            self._child = None
+        for child in (self._child, self._fresh):
+            if child:
+                child.end()
+        self._child = self._fresh = None
+
+    async def _started(self) -> Child:
+        one = self._decoder
+        return await Child.start(one.function, one.root, one.environ, one.place, one.connector, one.import_timeout)
 
     async def decode(self, records: Sequence[Given]) -> list[Decoded]:
         """One for each, in order. One caller at a time. Raises ConfigError, SourceUnavailable: there is no process any more."""
@@ -112,6 +124,10 @@ class Decoding:
         return found
 
     async def _ask(self, records: Sequence[Given]) -> tuple[list[Decoded], Ended | None]:
+        if self._fresh:
+            if self._child:
+                self._child.end()
+            self._child, self._fresh = self._fresh, None
         if self._child is None:
             await self.start()
         assert self._child

@@ -108,6 +108,11 @@ class Pump:
                 self._decoding = await stack.enter_async_context(self.decoder.open())
             await self._sessions(stop)
 
+    async def renew(self) -> None:
+        """The decoder's code has changed. Raises ConfigError, SourceUnavailable: what was imported before goes on."""
+        if self._decoding is not None:
+            await self._decoding.renew()
+
     async def _sessions(self, stop: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         pause = LEAST_PAUSE

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from .render import BLUE, GREEN, RED, YELLOW, colour, count, duration, number
 if TYPE_CHECKING:
     from ..buses.nats import JetStreamBus
     from ..config import Config
+    from ..connectors.pump import Pump
     from ..embedded import EmbeddedNats, Server
     from ..service import Service
     from ..workers.feed import Feed
@@ -78,9 +79,9 @@ async def _dev(read: Callable[[], Config]) -> None:
         bus = await stack.enter_async_context(place.open(manage=True))
         if (said := undurable(bus)) and bus.durability == "unknown":  # of one that is known not to be, the driver has warned
             click.echo(logs.line("", said, YELLOW))
-        code = Code(config, read, bus)
-        await stack.enter_async_context(answering(bus.connection, stats_of(config.project), lambda: counters(code.feeds)))
         running = running_of(config, [*config.connectors, *config.sinks], bus)
+        code = Code(config, read, bus, running.pumps)
+        await stack.enter_async_context(answering(bus.connection, stats_of(config.project), lambda: counters(code.feeds)))
         if running.services:
             for kind, configured in (("connectors", config.connectors), ("sinks", config.sinks)):
                 if configured:
@@ -110,13 +111,15 @@ def after(ready: asyncio.Event, service: Service) -> Service:
 class Code:
     """The project's code as it is saved: the generation that runs, and those before it that finish what they hold.
 
-    config: at the start; `read` reads it again. ready: set when some of it has its queues and takes events.
+    config: at the start; `read` reads it again. pumps: whose decoders are its code, too.
+    ready: set when some of it has its queues and takes events.
     """
 
-    def __init__(self, config: Config, read: Callable[[], Config], bus: JetStreamBus) -> None:
+    def __init__(self, config: Config, read: Callable[[], Config], bus: JetStreamBus, pumps: Sequence[Pump]) -> None:
         self._config = config
         self._read = read
         self._bus = bus
+        self._pumps = pumps
         self.ready = asyncio.Event()
         self._current: Generation | None = None
         self._living: dict[Generation, asyncio.Task[None]] = {}
@@ -157,7 +160,16 @@ class Code:
                 continue
             if (config.bus, config.project) != (self._config.bus, self._config.project):
                 click.echo(logs.line("", "the project's name and [bus] change when faas dev is started again", YELLOW))
+            await self._renew()
             await self._start(replace(config, bus=self._config.bus, project=self._config.project), tasks)
+
+    async def _renew(self) -> None:
+        """The code of decoders. Connectors stay as they were configured at the start."""
+        for pump in self._pumps:
+            try:
+                await pump.renew()
+            except FaasError as error:
+                click.echo(logs.line(pump.route.name, f"{error}; the decoder before it goes on", RED))
 
     async def _start(self, config: Config, tasks: asyncio.TaskGroup) -> None:
         """A new generation takes over once it takes events. If it cannot, everything stays as it is."""

@@ -233,6 +233,22 @@ async def test_cancelled_it_begins_anew_with_the_next_batch(tmp_path: Path) -> N
         assert await answers(decoding, b"abc") == [(Kind.JSON, b'{"size":3}', "")]
 
 
+async def test_new_code_takes_over_with_the_next_batch_and_broken_code_changes_nothing(tmp_path: Path) -> None:
+    async with decoder(tmp_path, code="def told(data, headers): return 1").open() as decoding:
+        first = decoding.pid
+        before = await answers(decoding, b"a")
+        decoder(tmp_path, code="def told(data, headers): return 'two'")
+        await decoding.renew()
+        after = await answers(decoding, b"a")
+        decoder(tmp_path, code="1 / 0")
+        with pytest.raises(ConfigError, match="ZeroDivisionError"):
+            await decoding.renew()
+        still = await answers(decoding, b"a")
+
+    assert [data for [(_, data, _)] in (before, after, still)] == [b"1", b'"two"', b'"two"']
+    assert gone(first)
+
+
 async def test_killed_its_connector_leaves_no_process(tmp_path: Path) -> None:
     decoder(tmp_path)
     host = """
