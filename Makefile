@@ -1,4 +1,6 @@
 # Everything happens in .venv, made from a lock file by tools/venv. `make demo` and `make test` are all you need.
+# Thousands of processes of the tests import the same modules, which are compiled once, whatever the shell's environment asks for.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test faults bench bench-compare lint format lock clean
 
 demo: # the product at work on real data
@@ -8,7 +10,7 @@ demo: # the product at work on real data
 test: lint # what CI runs
 	@tools/fault-tools
 	@tools/test-servers
-	@.venv/bin/pytest -q --durations=5
+	@tools/tests
 
 faults: # the promises, against killed processes, cut networks and lost power; SCENARIO=F21,F22 SEED=7 JOBS=3
 	@tools/venv requirements-dev.lock

@@ -64,7 +64,7 @@ async def _by_scenario(mutant: Mutant, folder: Path, seed: int) -> str:
 async def _by_test(mutant: Mutant, folder: Path, seed: int) -> str:
     patches = folder / "patches.json"
     patches.write_text(json.dumps(mutant.patches))
-    env = os.environ | {"PYTHON_FAULTS_PATCHES": str(patches.absolute()), "PYTHONPATH": f"{ROOT}:{HOOK}", "PYTHONDONTWRITEBYTECODE": "1"}
+    env = os.environ | {"PYTHON_FAULTS_PATCHES": str(patches.absolute()), "PYTHONPATH": f"{ROOT}:{HOOK}"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", mutant.by]
     process = await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, start_new_session=True

@@ -29,7 +29,7 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patc
     began = time.monotonic()
     how = "short" if short else "long"
     # The producers are the product's own client: it is patched as well.
-    env = {"PYTHON_FAULTS_PATCHES": str(folder / "patches.json"), "PYTHONPATH": f"{ROOT}:{HOOK}", "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {"PYTHON_FAULTS_PATCHES": str(folder / "patches.json"), "PYTHONPATH": f"{ROOT}:{HOOK}"}
     await inside(["tests.faults.inner", scenario.name, str(seed), str(folder), how], folder, LONGEST, env)
     verdict = folder / "verdict.json"
     for image in folder.glob("*.img"):

@@ -95,10 +95,11 @@ class Process:
         return await self.end(signal.SIGKILL)
 
     async def end(self, number: int, timeout: float = 40.0) -> int:
-        """Sends a signal that ends it; its exit status."""
+        """Sends a signal that ends it; its exit status. It may have ended by itself, and nobody has noticed yet."""
         exits = len(self.exits)
         self._expected = True
-        os.kill(self.pid, number)
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
         await eventually(lambda: len(self.exits) > exits, timeout)
         return self.exits[exits][0]
 

@@ -6,7 +6,8 @@ PYTHON_FAULTS_SIGNAL     another than SIGKILL, like SIGSTOP
 PYTHON_FAULTS_CRASHED    file that gets the line `name pid` just before
 PYTHON_FAULTS_PATCHES    file: JSON [[module, old source text, new source text], …]. A text that is not there ends the process.
 
-The names begin with PYTHON because a worker passes such variables on to its executors. Nothing on disk is changed; no bytecode is read.
+The names begin with PYTHON because a worker passes such variables on to its executors. Nothing on disk is changed, and no bytecode of
+what is changed here is read or written.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class _Loader(SourceFileLoader):
 
 class _Finder(MetaPathFinder):
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname.partition(".")[0] != PACKAGE:
+        if fullname.partition(".")[0] != PACKAGE or not (_crashes or fullname in _patched):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec and isinstance(spec.loader, SourceFileLoader):
@@ -77,5 +78,6 @@ _patches: list[tuple[str, str, str]] = []
 if file := os.environ.get("PYTHON_FAULTS_PATCHES"):
     with open(file) as patches:
         _patches = [tuple(patch) for patch in json.load(patches)]
+_patched = {module for module, _, _ in _patches}
 if _crashes or _patches:
     sys.meta_path.insert(0, _Finder())

@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from ..ledger import HANDLER
@@ -93,7 +94,8 @@ async def _abort(run: Run) -> None:
     await asyncio.wait_for(worker.up.wait(), 30)
     ends = len(worker.exits)
     worker.expect_end()  # it may have nothing left to finish, and be gone before the second signal
-    os.kill(worker.pid, signal.SIGTERM)
+    with suppress(ProcessLookupError):  # it has crashed this moment
+        os.kill(worker.pid, signal.SIGTERM)
     await asyncio.sleep(0.05)
     if len(worker.exits) == ends:
         await worker.end(signal.SIGTERM)
