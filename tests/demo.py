@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from .markdown import ROOT
@@ -23,12 +24,12 @@ class Demo:
         if lines:
             self.data.write_text("".join(self.data.read_text().splitlines(keepends=True)[:lines]))
 
-    def start(self) -> subprocess.Popen[str]:
-        """Its output comes through a pipe, line by line."""
+    def start(self, environ: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """Its output comes through a pipe, line by line. environ: more variables."""
         return subprocess.Popen(
             [sys.executable, str(self.folder / "demo.py")],
             cwd=self.folder.parent,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(environ or {})},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

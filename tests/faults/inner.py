@@ -1,4 +1,4 @@
-"""`python -m tests.faults.inner SCENARIO SEED FOLDER short|long`: one run of one scenario, in namespaces of its own (space.py).
+"""`python -m tests.faults.inner SCENARIO SEED FOLDER short|long [QUIET]`: one run of one scenario, in namespaces of its own (space.py).
 
 FOLDER gets the ledgers, the logs and verdict.json; the system under test lives on a mount of its own in it, which ends with this process.
 """
@@ -65,11 +65,14 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool) -> c
 
 def main() -> None:
     """Exit status: 0 green, 1 red; what went wrong with the run itself is a traceback, and red too."""
-    name, seed, folder, how = sys.argv[1:]
+    name, seed, folder, how, *quiet = sys.argv[1:]
     logging.getLogger("broker_faas").setLevel(logging.ERROR)  # producers lose their connections all the time
     from .scenarios import find
 
-    verdict = asyncio.run(play(find(name), int(seed), Path(folder), short=how == "short"))
+    scenario = find(name)
+    if quiet:
+        scenario = dataclasses.replace(scenario, quiet=float(quiet[0]))
+    verdict = asyncio.run(play(scenario, int(seed), Path(folder), short=how == "short"))
     for check, what in verdict.problems:
         print(f"{check}: {what}")
     sys.exit(not verdict.ok)

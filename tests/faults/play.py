@@ -17,8 +17,10 @@ LONGEST = 3600.0  # seconds; a run that takes longer hangs
 Patch = tuple[str, str, str]
 
 
-async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patches: Sequence[Patch] = ()) -> Result:
-    """patches: of the product, for a mutant."""
+async def play(
+    scenario: Scenario, seed: int, folder: Path, *, short: bool, patches: Sequence[Patch] = (), quiet: float | None = None
+) -> Result:
+    """patches, quiet: of the product and instead of the scenario's, for a mutant."""
     folder = folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -30,7 +32,8 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool, patc
     how = "short" if short else "long"
     # The producers are the product's own client: it is patched as well.
     env = {"PYTHON_FAULTS_PATCHES": str(folder / "patches.json"), "PYTHONPATH": f"{ROOT}:{HOOK}"}
-    await inside(["tests.faults.inner", scenario.name, str(seed), str(folder), how], folder, LONGEST, env)
+    arguments = [scenario.name, str(seed), str(folder), how, *([] if quiet is None else [str(quiet)])]
+    await inside(["tests.faults.inner", *arguments], folder, LONGEST, env)
     verdict = folder / "verdict.json"
     for image in folder.glob("*.img"):
         image.unlink()

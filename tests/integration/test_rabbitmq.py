@@ -317,13 +317,13 @@ async def test_a_stream_is_read_on_behind_what_is_stored(rabbitmq: Rabbit, bus: 
     assert pump.status.read == 5
 
 
-async def test_a_connection_that_the_broker_closes_is_opened_again(own_rabbitmq: Rabbit, bus: Reader) -> None:
-    await own_rabbitmq.declare("q.closed", kind="quorum")
-    await own_rabbitmq.send("q.closed", numbered(10))
-    async with pumping(made(own_rabbitmq, "q.closed"), bus):
+async def test_a_connection_that_the_broker_closes_is_opened_again(rabbitmq: Rabbit, bus: Reader) -> None:
+    await rabbitmq.declare("q.closed", kind="quorum")
+    await rabbitmq.send("q.closed", numbered(10))
+    async with pumping(made(rabbitmq, "q.closed"), bus):
         await bus.has(10)
-        await own_rabbitmq.ctl("close_all_connections", "a test")
-        await own_rabbitmq.send("q.closed", numbered(10, 10))
+        await rabbitmq.ctl("close_all_connections", "a test")
+        await rabbitmq.send("q.closed", numbered(10, 10))
         await eventually(lambda: bus.count(), 15)
         await bus.has(20)
 
@@ -397,7 +397,7 @@ async def test_a_repeated_ack_leaves_the_channel_open(rabbitmq: Rabbit) -> None:
 async def test_while_the_bus_is_away_the_source_waits(rabbitmq: Rabbit, own_nats: Callable[..., Awaitable[OwnNats]]) -> None:
     own = await own_nats()
     await rabbitmq.declare("q.waits")
-    async with NatsBus(own.url).open() as opened:
+    async with NatsBus(own.url, patience=0.5, try_timeout=0.5).open() as opened:
         bus = Reader(opened)
         bus.gate.set()
         async with pumping(made(rabbitmq, "q.waits"), bus) as pump:

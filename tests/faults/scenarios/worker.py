@@ -113,7 +113,7 @@ async def all_down(run: Run) -> None:
 @function(on="load", concurrency=2, timeout=600)
 async def slow(event, ctx):
     start(event, ctx)
-    await asyncio.sleep(0.5 if event.id.endswith("0") else 0.0)
+    await asyncio.sleep(0.3 if event.id.endswith("0") else 0.0)
     end(event, ctx)
 """,
     functions=("plain", "ordered", "slow"),
