@@ -10,7 +10,7 @@ demo: # the product at work on real data
 test: lint # what CI runs
 	@tools/fault-tools
 	@tools/test-servers
-	@tools/tests
+	@.venv/bin/python -m tests
 
 faults: # the promises, against killed processes, cut networks and lost power; SCENARIO=F21,F22 SEED=7 JOBS=3
 	@tools/venv requirements-dev.lock
