@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
+from .faults.play import Patch
+from .faults.space import HOOK
 from .markdown import ROOT
 
 EXAMPLE = ROOT / "examples" / "earthquakes"
@@ -24,21 +26,23 @@ class Demo:
         if lines:
             self.data.write_text("".join(self.data.read_text().splitlines(keepends=True)[:lines]))
 
-    def start(self, environ: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-        """Its output comes through a pipe, line by line. environ: more variables."""
+    def start(self, *patches: Patch) -> subprocess.Popen[str]:
+        """Its output comes through a pipe, line by line. patches: of the product, see tests/faults/hook."""
+        file = self.folder.parent / "patches.json"
+        file.write_text(json.dumps(patches))
         return subprocess.Popen(
             [sys.executable, str(self.folder / "demo.py")],
             cwd=self.folder.parent,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **(environ or {})},
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{HOOK}", "PYTHON_FAULTS_PATCHES": str(file)},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
 
-    def run(self) -> tuple[int, str]:
+    def run(self, *patches: Patch) -> tuple[int, str]:
         """Exit code, and all that it printed."""
-        with self.start() as process:
+        with self.start(*patches) as process:
             printed, _ = process.communicate()
             return process.returncode, printed
 

@@ -193,7 +193,7 @@ class Demo:
                 moved = asked = monotonic()
             elif monotonic() - moved > STUCK:
                 raise Stuck(f"{progress.title}: {number(count)} of {number(progress.total)}, and nothing moves")
-            elif monotonic() - asked > QUIET:
+            elif self.tally.notes and monotonic() - asked > QUIET:  # before the first call there may be no queue yet
                 asked = monotonic()
                 if await self.supervisor.idle() and not self.tally.read():
                     return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from ..demo import Demo
-from .space import HOOK, ROOT
 
 WORKER, ZYGOTE, SERVER = "broker_faas.cli.main worker", "broker_faas.workers.zygote", "nats-server"
 
@@ -40,9 +38,6 @@ def server(demo: Demo) -> int:
 def test_killing_worker_executor_zygote_and_server_during_the_demo_loses_nothing(tmp_path: Path) -> None:
     """The worker is last: what it held comes back when its lease is over, here after 8 s instead of 30."""
     demo = Demo(tmp_path)
-    patches = tmp_path / "patches.json"
-    patches.write_text(json.dumps([("broker_faas.workers.host", "ack_wait: float = 30.0", "ack_wait: float = 8.0")]))
-    environ = {"PYTHON_FAULTS_PATCHES": str(patches), "PYTHONPATH": f"{ROOT}:{HOOK}"}
     victims: list[tuple[str, Callable[[Demo], int]]] = [
         ("drain", executor),
         ("drain", zygote),
@@ -51,7 +46,7 @@ def test_killing_worker_executor_zygote_and_server_during_the_demo_loses_nothing
         ("live", worker),
     ]
     printed = []
-    with demo.start(environ) as process:
+    with demo.start(("broker_faas.workers.host", "ack_wait: float = 30.0", "ack_wait: float = 8.0")) as process:
         assert process.stdout
         for line in process.stdout:
             printed.append(line)

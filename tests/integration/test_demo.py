@@ -72,6 +72,14 @@ def test_a_file_that_says_something_else_makes_it_fail(tmp_path: Path) -> None:
     assert looks_like("alert ran, backlog: 60, but the file says 61", printed), printed
 
 
+def test_a_worker_that_takes_its_time_is_waited_for(tmp_path: Path) -> None:
+    """Until it has made its queues nothing waits on the bus, and that does not mean that all is done."""
+    first = "from __future__ import annotations\n"
+    code, printed = Demo(tmp_path, lines=60).run(("broker_faas.workers.host", first, first + "__import__('time').sleep(4)\n"))
+
+    assert code == 0, printed
+
+
 @pytest.mark.parametrize("moment", ["publish", "drain", "failures", "live"])
 async def test_ctrl_c_at_any_moment_leaves_nothing_running(tmp_path: Path, moment: str) -> None:
     demo = Demo(tmp_path, lines=400)
