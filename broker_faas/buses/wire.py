@@ -29,13 +29,20 @@ class WireClient(Client):
 
     def send(self, data: bytes) -> bool:
         """Straight to the socket, past nats-py's buffer and its limit; False while disconnected."""
-        if not self.is_connected or self._transport is None:
+        if not self.is_connected or self._transport is None or self._lost():
             return False
         self._transport.write(data)
         return True
 
+    def _lost(self) -> bool:
+        """Though nats-py has not heard of it yet: to write then is a RuntimeError in uvloop, and a line in the log in asyncio."""
+        writer = getattr(self._transport, "_io_writer", None)
+        return writer is not None and writer.is_closing()
+
     async def flush(self, timeout: int = DEFAULT_FLUSH_TIMEOUT) -> None:
         """nats-py writes its PING past what it has buffered: the answer would come before the server has seen a SUB."""
+        if self.is_connected and self._lost():
+            raise NatsError("nats: the connection is lost")
         if self._pending and self.is_connected and self._transport is not None:
             pending, self._pending, self._pending_data_size = self._pending, [], 0
             self._transport.writelines(pending)

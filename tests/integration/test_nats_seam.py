@@ -7,6 +7,7 @@ import inspect
 from importlib.metadata import version
 
 import pytest
+import uvloop
 from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
 
@@ -144,3 +145,20 @@ async def test_refusals_name_the_subject(bus_url: str) -> None:
 
         assert isinstance(answer, BusRefused)
         assert "$JS.API.X" in str(answer)
+
+
+async def test_a_connection_that_was_lost_a_moment_ago_takes_nothing_and_raises_nothing_new(bus_url: str) -> None:
+    """uvloop's transport raises RuntimeError at who writes then, before nats-py has heard of it."""
+
+    async def lost() -> tuple[bool, bool]:
+        async with NatsBus(bus_url).open() as bus:
+            connection, client = bus._connection, bus._connection.client
+            client._transport._io_writer.transport.abort()  # type: ignore[union-attr]
+            sent = flushed = True
+            for _ in range(20):
+                sent = sent and client.send(b"PING\r\n")
+                flushed = flushed and await connection.flush(0.1)
+                await asyncio.sleep(0)
+            return sent, flushed
+
+    assert await asyncio.to_thread(uvloop.run, lost()) == (False, False)
