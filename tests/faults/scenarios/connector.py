@@ -146,7 +146,7 @@ async def _crashes(run: Run) -> None:
     """Drains it again and again, so that those lines are reached, too."""
     connector, wanted = run.connectors[0], run.scenario.crash
     async with run.fault(f"crash at {', '.join(wanted)}") as seen:
-        async with asyncio.timeout(20 + 6 * len(wanted)):
+        async with asyncio.timeout(20 + 12 * len(wanted)):
             while len(crashed(run)) < len(wanted):
                 await run.pause(1.2, 2.0)
                 await asyncio.wait_for(connector.up.wait(), 30)
