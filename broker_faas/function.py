@@ -230,8 +230,9 @@ class Context:
         """Publish an event to `topic` once this call has succeeded; return it.
 
         type: the topic if not given, without the sink it may leave through. key: of the event being handled if not given.
-        attributes: time, datacontenttype, dataschema and extensions. Its id is derived from the event being handled and its place among the outputs, and it has no time of its own:
-        another attempt makes the same bytes, and the bus stores them once. Raises TopicInvalid, EventInvalid, Reject (see next_hop).
+        attributes: time, datacontenttype, dataschema and extensions. Its id is derived from the event being handled and its place
+        among the outputs, and it has no time of its own: another attempt makes the same bytes, and the bus stores them once.
+        Raises TopicInvalid, EventInvalid, Reject (see next_hop).
         """
         check_destination(topic)
         cause = self.event

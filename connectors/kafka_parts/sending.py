@@ -88,7 +88,7 @@ class Sending:
 
     async def _deliver(self, sent: _Round, partition: TopicPartition, numbers: list[int]) -> None:
         """Answers all of these events."""
-        runs = deque([numbers])  # in order; of a batch that is refused, its halves
+        runs = deque([numbers])  # in order; of a batch that is refused, its halves: bounded by the events of one send()
         behind: set[str] = set()  # keys that have an event before
         while runs:
             batch, taken, rest = self._filled(sent, partition.topic, runs.popleft(), behind)
