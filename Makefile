@@ -18,10 +18,11 @@ faults: # the promises, against killed processes, cut networks and lost power; S
 	@.venv/bin/python -m tests.faults SCENARIO=$(SCENARIO) SEED=$(SEED) JOBS=$(JOBS) SHORT=$(SHORT)
 
 bench: # ours beside its peers; ONLY=drain,latency PEERS=celery,faststream ROUNDS=3
-	@tools/venv requirements.lock
+	@tools/venv requirements-dev.lock
 	@tools/venv requirements-peers.lock .venv-peers
 	@test -d /usr/lib/rabbitmq || [ "$$(id -u)" != 0 ] || { echo "bench: apt-get install rabbitmq-server"; \
 		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends rabbitmq-server; } >/dev/null; }
+	@tools/test-servers
 	@.venv/bin/python -m benchmarks ONLY=$(ONLY) PEERS=$(PEERS) ROUNDS=$(ROUNDS)
 
 bench-compare: # two files of benchmarks/results: A=… B=…

@@ -11,7 +11,7 @@ from . import report
 from .bench import Bench
 from .contenders import PEERS_OF
 
-MEASURES = ("drain", "steady", "latency", "publish", "shapes", "cold", "scale")
+MEASURES = ("drain", "steady", "latency", "publish", "shapes", "cold", "scale", "connectors")
 
 
 def options(arguments: list[str]) -> tuple[tuple[str, ...], frozenset[str], int]:

@@ -20,6 +20,7 @@ from time import monotonic, process_time
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+import nats
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
@@ -33,6 +34,7 @@ from tests import kafka_server
 from . import servers
 
 COUNT, SIZE, PARTITIONS, BATCH = 50_000, 200, 4, 1000
+FEW = 3000
 TOPIC = "bench"
 
 
@@ -103,6 +105,27 @@ async def by_hand(kafka: str, url: str, group: str) -> Rate:
         measured = await measure(lambda: done)
     await consumer.stop()
     writer.close()
+    return measured
+
+
+async def one_by_one(kafka: str, url: str, group: str) -> Rate:
+    """What is written first: poll, publish each message and wait, commit. Measured over the first FEW."""
+    client = await nats.connect(url)
+    jetstream = client.jetstream()
+    await jetstream.add_stream(name="ONE", subjects=["one.>"])
+    consumer = AIOKafkaConsumer(TOPIC, bootstrap_servers=kafka, group_id=group, enable_auto_commit=False, auto_offset_reset="earliest")
+    await consumer.start()
+    done, started, used = 0, 0.0, 0.0
+    while done < FEW:
+        for records in (await consumer.getmany(timeout_ms=1000, max_records=200)).values():
+            started, used = started or monotonic(), used or process_time()
+            for record in records:
+                await jetstream.publish("one.0", record.value, headers={"Nats-Msg-Id": f"{record.partition}/{record.offset}"})
+                done += 1
+        await consumer.commit()
+    measured = Rate(done / (monotonic() - started), (process_time() - used) / done * 1e6)
+    await consumer.stop()
+    await client.close()
     return measured
 
 

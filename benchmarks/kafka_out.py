@@ -26,10 +26,13 @@ from typing import NamedTuple, TypeAlias
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from broker_faas.connectors.sink import Outgoing
+from broker_faas.buses.nats import NatsBus
+from broker_faas.connectors.sink import Outgoing, Outlet
 from broker_faas.connectors.sinks.kafka import KafkaSink
 from broker_faas.event import CloudEvent
 from broker_faas.kafka_binding import to_kafka
+from broker_faas.layout import event_record, sink_queue
+from broker_faas.retry import RetryPolicy
 from tests import kafka_server
 
 COUNT, SIZE, PARTITIONS, BATCH = 50_000, 200, 4, 500
@@ -104,15 +107,42 @@ async def measure(send: Send) -> Rate:
     return Rate(COUNT / (monotonic() - started), (process_time() - used) / COUNT * 1e6)
 
 
+async def leaving(kafka: str, url: str) -> Rate:
+    """From the bus: an outlet with all of it waiting, until the last one is settled. CPU of this process alone."""
+    async with NatsBus(url).open() as bus:
+        for batch in batches():
+            await bus.publish([event_record(f"out:{TOPIC}", event) for event in batch], output=True)
+        outlet = Outlet("out", KafkaSink(servers=kafka), sink_queue("bench", "out"), bus, RetryPolicy())
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(outlet.run(stop))
+            while not (first := outlet.status.delivered):  # noqa: ASYNC110 - an Event would be work of the outlet, and cost it
+                await asyncio.sleep(0.002)
+            started, used = monotonic(), process_time()
+            while outlet.status.delivered < COUNT:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+            rest = COUNT - first
+            measured = Rate(rest / (monotonic() - started), (process_time() - used) / rest * 1e6)
+            stop.set()
+    return measured
+
+
+async def make_topic(kafka: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        if TOPIC not in await admin.list_topics():
+            await admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])
+    finally:
+        await admin.close()
+
+
 async def main(rounds: int) -> None:
     ways = {"bare": bare, "bare, ce": bare_ce, "bare, 256k": bare_large, "ours": ours}
     rates: dict[str, list[Rate]] = {way: [] for way in ways}
     with TemporaryDirectory() as folder:
         async with kafka_server.running(Path(folder) / "kafka") as broker:
-            admin = AIOKafkaAdminClient(bootstrap_servers=broker.servers)
-            await admin.start()
-            await admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])
-            await admin.close()
+            await make_topic(broker.servers)
             for number in range(rounds + 1):
                 for way, opened in ways.items():
                     async with opened(broker.servers) as send:

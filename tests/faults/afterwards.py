@@ -45,11 +45,12 @@ async def quiet(run: Run) -> None:
 def _unread(run: Run) -> bool:
     """Whether the source has what its connector has not acknowledged."""
     acked = Path(f"{run.source}.acked")
-    return bool(run.connectors) and (not acked.exists() or int(acked.read_text()) < run.source.stat().st_size)
+    return bool(run.scenario.connector) and (not acked.exists() or int(acked.read_text()) < run.source.stat().st_size)
 
 
 def _queues(scenario: Scenario) -> list[Queue]:
-    return [Queue(f"{PROJECT}--{name}", ("load",), 16 if name in scenario.ordered else 0) for name in scenario.functions]
+    ordered = {*scenario.ordered} - {*scenario.sinks}  # a sink keeps the order of one queue
+    return [Queue(f"{PROJECT}--{name}", ("load",), 16 if name in ordered else 0) for name in scenario.functions]
 
 
 def look_for_secrets(run: Run) -> None:

@@ -59,6 +59,7 @@ class Scenario:
     keep: seconds that settled events stay; where they may go before the end, the bus is not looked into afterwards.
     kept: the server is kept as `faas dev` keeps it. modules: more modules of the project, by name.
     connector: lines of faas.toml: producers write to a file, and this connector, a process of its own, brings it to the bus.
+    sinks: of the functions, those that are sinks; their [[sink]] is in `toml`, and a process of its own sends what goes there.
     sizes: bytes of data that events have. rate: events a second. grace: seconds of a drain.
     quiet: seconds for everything to be done after the last fault is healed.
     lease: seconds; shipped: 30. short_lease: of the short form, at most.
@@ -87,6 +88,7 @@ class Scenario:
     toml: str = ""
     modules: Mapping[str, str] = field(default_factory=dict)
     connector: str = ""
+    sinks: tuple[str, ...] = ()
     hears: Callable[[str, int], bool] = field(default=lambda function, n: True)
     delay: Callable[[int], float] = field(default=lambda n: 0.0)
     dies: Callable[[int], bool] = field(default=lambda n: False)

@@ -59,7 +59,7 @@ async def system(run: Run) -> AsyncIterator[None]:
             worker = _worker(run, f"worker {n}", "worker", "worker ready")
             run.workers.append(worker)
             keepers.append(tasks.create_task(worker.keep()))
-        if scenario.connector:
+        if scenario.connector or scenario.sinks:
             run.source.touch()
             run.connectors.append(_worker(run, "connector", "connect", "connectors run"))
             keepers.append(tasks.create_task(run.connectors[0].keep()))
