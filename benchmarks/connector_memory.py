@@ -1,4 +1,7 @@
-"""Memory of `faas connect` whose bus stands still while its source has no end of messages of 900 kB. python -m benchmarks.connector_memory"""
+"""Memory of `faas connect` whose bus stands still while its source has no end of messages of 900 kB.
+
+python -m benchmarks.connector_memory
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from time import time
 from typing import NamedTuple, Protocol
@@ -105,25 +105,24 @@ class Outlet:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`; then what is held is sent, or handed back if the sink is away. Raises SinkRefused, BusRefused."""
-        subscribed = self.bus.subscribe(self.queue, PREFETCH)
-        subscription = await patiently(subscribed.__aenter__)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                reading = tasks.create_task(self._read(subscription))
-                others = [tasks.create_task(self._renew(subscription)), tasks.create_task(self._stop(stop, subscription))]
-                await self._connected(subscription, stop, reading)
-                subscription.stop()
-                await reading
-                for task in others:
-                    task.cancel()
-        except BaseExceptionGroup as failures:
-            raise first(failures) from None
-        finally:
-            if self._held:
-                subscription.settle((), [(delivery, 0.0) for delivery in self._held.values()])
-            self._held.clear()
-            self.status.state = "ended"
-            await subscribed.__aexit__(None, None, None)
+        async with AsyncExitStack() as stack:
+            subscription = await patiently(lambda: stack.enter_async_context(self.bus.subscribe(self.queue, PREFETCH)))
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    reading = tasks.create_task(self._read(subscription))
+                    others = [tasks.create_task(self._renew(subscription)), tasks.create_task(self._stop(stop, subscription))]
+                    await self._connected(subscription, stop, reading)
+                    subscription.stop()
+                    await reading
+                    for task in others:
+                        task.cancel()
+            except BaseExceptionGroup as failures:
+                raise first(failures) from None
+            finally:
+                if self._held:
+                    subscription.settle((), [(delivery, 0.0) for delivery in self._held.values()])
+                self._held.clear()
+                self.status.state = "ended"
 
     async def _read(self, subscription: Subscription) -> None:
         async for batch in subscription:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 import pytest_asyncio
 
-from broker_faas.bus import Queue, Record
+from broker_faas.bus import Queue, Record, Subscription
 from broker_faas.buses.memory import Memory, MemoryBus
 from broker_faas.connectors import sink as module
 from broker_faas.connectors.sink import Outlet, Undelivered
@@ -221,6 +221,25 @@ async def test_a_dead_letter_waits_for_a_bus_that_is_away(bus: Memory, monkeypat
 
     assert refused == 0
     assert len(await dead(bus)) == 1
+
+
+async def test_a_bus_that_cannot_be_had_at_the_start_is_waited_for(bus: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink, subscribe, refused = ScriptedSink(), bus.subscribe, [True]
+
+    @asynccontextmanager
+    async def failing(queue: Queue, prefetch: int) -> AsyncIterator[Subscription]:
+        if refused:
+            refused.clear()
+            raise BusUnavailable("away")
+        async with subscribe(queue, prefetch) as subscription:
+            yield subscription
+
+    monkeypatch.setattr(bus, "subscribe", failing)
+    await bus.publish(made(["0"]))
+    async with running(bus, sink):
+        await eventually(lambda: sink.ids == ["0"])
+
+    assert not refused
 
 
 async def test_a_drain_sends_what_is_held(bus: Memory) -> None:
