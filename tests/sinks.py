@@ -16,6 +16,7 @@ class ScriptedSink:
     """received: what it took, in order. most: of a send(). away: it cannot be connected to. gate: sending waits for it.
 
     answers: by the id of an event, what its next attempts are answered. kills: ids of events that take the connection down.
+    falls: so many sends lose it, whatever they send.
     """
 
     most: int = 10
@@ -25,6 +26,7 @@ class ScriptedSink:
     away: bool = False
     answers: dict[str, list[Undelivered | None]] = field(default_factory=dict)
     kills: set[str] = field(default_factory=set)
+    falls: int = 0
     gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -40,7 +42,8 @@ class ScriptedSink:
     async def send(self, events: Sequence[Outgoing]) -> Sequence[Undelivered | None]:
         assert 0 < len(events) <= self.most
         await self.gate.wait()
-        if self.away:
+        if self.away or self.falls:
+            self.falls = max(0, self.falls - 1)
             raise SinkUnavailable("gone while it was sent to")
         said: list[Undelivered | None] = []
         for one in events:

@@ -120,6 +120,16 @@ async def test_a_sink_that_is_away_costs_no_attempt_and_no_order(bus: Memory) ->
     assert outlet.status.dead == outlet.status.retried == 0
 
 
+async def test_connections_that_fall_whatever_is_sent_are_nobodys_fault(bus: Memory) -> None:
+    sink = ScriptedSink(falls=25)
+    await bus.publish(made(numbered(30)))
+    async with running(bus, sink, max_attempts=1) as outlet:
+        await eventually(lambda: len({*sink.ids}) == 30)
+        await eventually(lambda: settled(bus))
+
+    assert outlet.status.dead == outlet.status.retried == 0
+
+
 async def test_one_that_is_not_taken_comes_again_and_keeps_nobody_waiting(bus: Memory) -> None:
     sink = ScriptedSink(answers={"1": [Undelivered("busy"), Undelivered("busy")]})
     await bus.publish(made(numbered(4)))
