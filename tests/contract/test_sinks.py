@@ -245,8 +245,8 @@ async def test_a_sink_that_is_killed_after_a_confirmation_sends_again_and_loses_
     task.cancel()
     await asyncio.wait([task])
     async with leaving(system, bus):
+        await eventually(lambda: settled(bus), 60)
         seen = await system.received(target, 50)
-        await eventually(lambda: settled(bus), 30)
 
     assert {int(event.id) for _, event in seen} == set(range(50))
 

@@ -148,8 +148,8 @@ async def _crashes(run: Run) -> None:
     async with run.fault(f"crash at {', '.join(wanted)}") as seen:
         async with asyncio.timeout(20 + 12 * len(wanted)):
             while len(crashed(run)) < len(wanted):
-                await run.pause(1.2, 2.0)
                 await asyncio.wait_for(connector.up.wait(), 30)
+                await run.pause(1.2, 2.0)  # from then on: one that is drained as it comes up has read nothing
                 if len(crashed(run)) == len(wanted) - 1:  # of all but pump-draining
                     await connector.end(signal.SIGTERM)
         seen(" ".join(crashed(run)))

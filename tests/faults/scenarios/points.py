@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..ledger import HANDLER
+from ..process import Process
 from ..run import Run
 from ..scenario import Scenario
 
@@ -68,9 +69,7 @@ async def crash(run: Run) -> None:
         run.duplicates += run.in_flight * 2 * len(run.scenario.crash)
         async with asyncio.timeout(30 + 12 * len(run.scenario.crash)):
             while len(crashed(run)) < len(run.scenario.crash):
-                await run.pause(0.5, 1.5)
                 await _drain(run)
-                await run.pause(0.5, 1.5)
                 await _abort(run)
         seen(" ".join(crashed(run)))
     for worker in run.workers:
@@ -82,16 +81,24 @@ def crashed(run: Run) -> list[str]:
     return file.read_text().split("\n")[:-1] if file.exists() else []
 
 
-async def _drain(run: Run) -> None:
-    worker = run.workers[0]
+async def _at_work(run: Run, number: int) -> Process:
+    """One that is stopped as it comes up would have done nothing: on a slow machine none would ever get anywhere."""
+    worker = run.workers[number]
     await asyncio.wait_for(worker.up.wait(), 30)
+    await run.pause(0.5, 1.5)
+    if not worker.up.is_set():  # it has crashed meanwhile
+        await asyncio.wait_for(worker.up.wait(), 30)
+    return worker
+
+
+async def _drain(run: Run) -> None:
+    worker = await _at_work(run, 0)
     await worker.end(signal.SIGTERM)
 
 
 async def _abort(run: Run) -> None:
     """Two signals, so that what it holds is handed back."""
-    worker = run.workers[1]
-    await asyncio.wait_for(worker.up.wait(), 30)
+    worker = await _at_work(run, 1)
     ends = len(worker.exits)
     worker.expect_end()  # it may have nothing left to finish, and be gone before the second signal
     with suppress(ProcessLookupError):  # it has crashed this moment
