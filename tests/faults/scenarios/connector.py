@@ -11,7 +11,7 @@ import signal
 
 from ..run import Run
 from ..scenario import scenario
-from .points import POINT, PRODUCT, crashed
+from .points import POINT, PRODUCT, at_work, crashed
 
 LINES = """
 import asyncio, json, os
@@ -144,13 +144,12 @@ async def frozen(run: Run) -> None:
 
 async def _crashes(run: Run) -> None:
     """Drains it again and again, so that those lines are reached, too."""
-    connector, wanted = run.connectors[0], run.scenario.crash
+    wanted = run.scenario.crash
     async with run.fault(f"crash at {', '.join(wanted)}") as seen:
         async with asyncio.timeout(20 + 12 * len(wanted)):
             while len(crashed(run)) < len(wanted):
-                await asyncio.wait_for(connector.up.wait(), 30)
-                await run.pause(1.2, 2.0)  # from then on: one that is drained as it comes up has read nothing
+                connector = await at_work(run, run.connectors[0])
                 if len(crashed(run)) == len(wanted) - 1:  # of all but pump-draining
                     await connector.end(signal.SIGTERM)
         seen(" ".join(crashed(run)))
-    await asyncio.wait_for(connector.up.wait(), 30)
+    await asyncio.wait_for(run.connectors[0].up.wait(), 30)

@@ -81,24 +81,22 @@ def crashed(run: Run) -> list[str]:
     return file.read_text().split("\n")[:-1] if file.exists() else []
 
 
-async def _at_work(run: Run, number: int) -> Process:
+async def at_work(run: Run, process: Process) -> Process:
     """One that is stopped as it comes up would have done nothing: on a slow machine none would ever get anywhere."""
-    worker = run.workers[number]
-    await asyncio.wait_for(worker.up.wait(), 30)
+    await asyncio.wait_for(process.up.wait(), 30)
     await run.pause(0.5, 1.5)
-    if not worker.up.is_set():  # it has crashed meanwhile
-        await asyncio.wait_for(worker.up.wait(), 30)
-    return worker
+    await asyncio.wait_for(process.up.wait(), 30)  # it may have crashed meanwhile
+    return process
 
 
 async def _drain(run: Run) -> None:
-    worker = await _at_work(run, 0)
+    worker = await at_work(run, run.workers[0])
     await worker.end(signal.SIGTERM)
 
 
 async def _abort(run: Run) -> None:
     """Two signals, so that what it holds is handed back."""
-    worker = await _at_work(run, 1)
+    worker = await at_work(run, run.workers[1])
     ends = len(worker.exits)
     worker.expect_end()  # it may have nothing left to finish, and be gone before the second signal
     with suppress(ProcessLookupError):  # it has crashed this moment
