@@ -320,7 +320,7 @@ async def test_killing_the_zygote_in_the_middle_of_a_fork_is_an_error_of_that_fo
         os.kill(opened.zygote.pid, signal.SIGKILL)
 
         # Seen at its socket, or at its process, whichever comes first.
-        with pytest.raises(ExecutorError, match="its zygote ended|the zygote is gone"):
+        with pytest.raises(ExecutorError, match=r"its zygote ended|the zygote is gone"):
             await fork
 
 
