@@ -256,7 +256,6 @@ async def test_leaving_a_sink_takes_its_connections_along(system: SinkSystem) ->
     before = asyncio.all_tasks()
     async with system.sink().open() as sink:
         said = await sink.send([Outgoing(target, event) for event in numbered(3)])
-    await asyncio.sleep(0.05)  # transports close in the next turns of the loop
+    await eventually(lambda: asyncio.all_tasks() == before)  # transports close in the next turns of the loop
 
     assert list(said) == [None, None, None]
-    assert asyncio.all_tasks() == before
