@@ -14,6 +14,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from time import time
 from typing import NamedTuple, Protocol
 from zlib import crc32
@@ -112,7 +113,6 @@ class Outlet:
                     reading = tasks.create_task(self._read(subscription))
                     others = [tasks.create_task(self._renew(subscription)), tasks.create_task(self._stop(stop, subscription))]
                     await self._connected(subscription, stop, reading)
-                    subscription.stop()
                     await reading
                     for task in others:
                         task.cancel()
@@ -176,11 +176,12 @@ class Outlet:
                     self._news.clear()
                     await self._news.wait()
                 continue
-            batch = [one for place, one in self._held.items() if place != self._suspect or len(self._held) == 1]
-            batch = batch[: min(self._most, sink.most)]
+            # A suspect is tried with another one, and by itself where there is none.
+            aside = self._suspect if len(self._held) > 1 else None
+            batch = list(islice((one for place, one in self._held.items() if place != aside), min(self._most, sink.most)))
             answers = await self._send(sink, batch)
-            if self._suspect in self._held:
-                batch.append(guilty := self._held[self._suspect])
+            if aside:
+                batch.append(guilty := self._held[aside])
                 answers.append(_GUILTY)
                 self._guilty = [*self._guilty[-100:], origin(guilty).sequence]
             self._suspect = None

@@ -201,6 +201,17 @@ async def test_the_only_event_is_never_found_guilty_of_an_outage(bus: Memory) ->
     assert outlet.status.dead == 0
 
 
+@pytest.mark.parametrize("falls", range(8))
+async def test_the_only_event_is_delivered_once_after_any_number_of_lost_connections(bus: Memory, falls: int) -> None:
+    sink = ScriptedSink(falls=falls)
+    await bus.publish(made(["0"]))
+    async with running(bus, sink, max_attempts=1) as outlet:
+        await eventually(lambda: settled(bus))
+
+    assert sink.ids == ["0"]
+    assert (outlet.status.delivered, outlet.status.dead) == (1, 0)
+
+
 async def test_what_is_no_event_is_a_dead_letter_and_the_rest_goes_on(bus: Memory) -> None:
     sink = ScriptedSink()
     [record] = made(["1"])
