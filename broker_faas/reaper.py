@@ -22,6 +22,7 @@ from .buses import consumers, store
 from .buses.store import Api
 from .errors import BusError, BusRefused
 from .layout import DUPLICATE_WINDOW, EVENTS, RETRIES
+from .service import pause
 from .topics import covers, overlap
 
 log = logging.getLogger(__name__)
@@ -61,11 +62,7 @@ async def run(bus: Api, stop: asyncio.Event, *, keep: float = 86400.0, interval:
                 log.warning("bus is filling up", extra={"used": round(done.used, 2), "held_by": held_by})
         except BusError as error:
             log.warning("no space was freed: %s", error)
-        try:
-            async with asyncio.timeout(wait):
-                await stop.wait()
-        except TimeoutError:
-            pass
+        await pause(stop, wait)
 
 
 async def reap(bus: Api, keep: float = 86400.0, *, now: float | None = None) -> Pass:

@@ -117,6 +117,15 @@ async def patiently(start: Callable[[], Awaitable[T]]) -> T:
         await asyncio.sleep(1.0)
 
 
+async def pause(stop: asyncio.Event, seconds: float) -> None:
+    """Returns after so many seconds, or when stop is set."""
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        pass
+
+
 def first(error: BaseException) -> BaseException:
     """The first leaf of nested exception groups: what a person wants to read."""
     while isinstance(error, BaseExceptionGroup):

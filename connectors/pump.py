@@ -22,6 +22,7 @@ from typing import Protocol, TypeVar
 from ..bus import Bus, Position
 from ..errors import BusFull, BusUnavailable, EventTooLarge, Overtaken, SourceError, SourceUnavailable
 from ..service import Stuck, first
+from ..service import pause as pausing
 from .batch import Batch, Known, Ready, Route, following, records, smaller
 from .decoder import Decoder, Decoding, decoded
 
@@ -124,7 +125,7 @@ class Pump:
                 self.status.state, self.status.error = "connecting", str(error)
                 pause = LEAST_PAUSE if loop.time() - began > REMEMBERED else min(LONGEST_PAUSE, pause * 2)
                 log.warning("source is opened again", extra={"connector": self.route.name, "reason": str(error), "retry_s": pause})
-                await _either(stop, pause)
+                await pausing(stop, pause)
         self.status.state = "ended"
 
     async def _session(self, stop: asyncio.Event) -> None:
@@ -310,15 +311,6 @@ class _Acks:
                 token = self._latest.pop()
                 # crash point: pump-before-ack
                 await self._source.ack(token)
-
-
-async def _either(stop: asyncio.Event, seconds: float) -> None:
-    """Returns after so many seconds, or when stop is set."""
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        pass
 
 
 async def _until(stop: asyncio.Event) -> None:

@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from itertools import islice
 from time import time
 from typing import NamedTuple, Protocol
-from zlib import crc32
 
 from ..bus import Bus, Delivery, Queue, Record, Subscription
-from ..decide import FAILED, REJECTED, decide
+from ..decide import FAILED, REJECTED, decide, spread
 from ..errors import BusFull, BusUnavailable, EventError, EventTooLarge, SinkUnavailable
 from ..event import CloudEvent
 from ..layout import cut, dead_record, origin, retry_record
 from ..retry import RetryPolicy
 from ..service import first, patiently
+from ..service import pause as pausing
 from ..topics import sink_of
 
 log = logging.getLogger(__name__)
@@ -158,11 +158,7 @@ class Outlet:
                 log.warning("sink is connected again", extra={"sink": self.name, "reason": str(error), "retry_s": pause})
             if stop.is_set():
                 return
-            try:
-                async with asyncio.timeout(pause):
-                    await stop.wait()
-            except TimeoutError:
-                pass
+            await pausing(stop, pause)
 
     async def _sent(self, sink: Sink, subscription: Subscription, stop: asyncio.Event, reading: asyncio.Task[None]) -> None:
         """Until `stop`, and all that is held then is sent."""
@@ -240,9 +236,8 @@ class Outlet:
                 continue
             from_ = origin(delivery)
             attempt = from_.attempts + delivery.deliveries
-            spread = crc32(from_.sequence.encode()) % 2001 / 1000 - 1
             status = FAILED if answer.again else REJECTED
-            decision = decide(status, answer.reason, answer.after, attempt, self.retry, spread=spread)
+            decision = decide(status, answer.reason, answer.after, attempt, self.retry, spread=spread(from_.sequence))
             fields = {"sink": self.name, "event": from_.sequence, "attempt": attempt, "reason": answer.reason}
             log.warning("not delivered", extra=fields | {"fate": decision.fate, "delay_s": round(decision.delay, 3)})
             self.status.error = answer.reason

@@ -6,10 +6,9 @@ import asyncio
 import logging
 from time import time
 from typing import NamedTuple, cast
-from zlib import crc32
 
 from ..bus import Bus, Record
-from ..decide import CRASHED, DONE, OK, Decision, decide
+from ..decide import CRASHED, DONE, OK, Decision, decide, spread
 from ..errors import BusError, BusFull, BusUnavailable, EventError, EventTooLarge, TopicInvalid
 from ..event import CloudEvent
 from ..layout import back_record, cut, dead_record, event_record, retry_record
@@ -177,7 +176,7 @@ def _decided(held: Held, outcome: Outcome) -> Decision:
         spec.retry,
         ordered=bool(spec.ordered),
         on_failure=spec.on_failure,
-        spread=crc32(held.origin.sequence.encode()) % 2001 / 1000 - 1,
+        spread=spread(held.origin.sequence),
     )
     if decision.reason:
         fields = {"function": spec.name, "event": held.origin.sequence, "attempt": held.attempt, "reason": outcome.reason}

@@ -77,15 +77,18 @@ async def _work(place: Place, names: Sequence[str]) -> None:
 
 async def _warn_of_the_unheard(bus: JetStreamBus, pumps: Sequence[Pump]) -> None:
     """Of topics that no queue hears: a function that gets its queue later begins behind what is stored until then."""
-    from ..buses.listing import hears
+    from ..buses.consumers import listing
+    from ..buses.listing import listeners
     from ..errors import BusError
+    from ..layout import EVENTS
 
-    for topic in dict.fromkeys(pump.route.to for pump in pumps if pump.route.to):
-        try:
-            heard = await hears(bus, topic)
-        except BusError:  # this user may not ask; a bus that is away, the pumps notice
-            return
-        if not heard:
+    topics = dict.fromkeys(pump.route.to for pump in pumps if pump.route.to)
+    try:
+        infos = await listing(bus, EVENTS) if topics else []
+    except BusError:  # this user may not ask; a bus that is away, the pumps notice
+        return
+    for topic in topics:
+        if not listeners(topic, infos):
             log.warning(
                 "no function has a queue for this topic: what is stored runs nothing; 'faas functions sync'", extra={"topic": topic}
             )

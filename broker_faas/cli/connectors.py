@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .connection import Place, find, url_option
 from .render import Column, number, output_option, show
+
+if TYPE_CHECKING:
+    from ..buses.nats import JetStreamBus
 
 BETWEEN = 1.0  # seconds between the two looks that a rate needs
 
@@ -20,8 +23,8 @@ def connectors(output: str, url: str | None) -> None:
     """The project's connectors: state, lag at the source, rate, last error.
 
     read = stored + filtered + quarantined, of all processes that run a connector now, since they started. repeated: of stored, those that
-    the bus had already. lag: what the source has and the connector has not stored, every
-    10 s; - before that, and where a source cannot tell.
+    the bus had already. lag: what the source has and the connector has not stored, every 10 s; - before that, and where a source cannot
+    tell.
 
     \b
     Example:
@@ -47,27 +50,31 @@ def connectors(output: str, url: str | None) -> None:
 
 
 async def _rows(place: Place) -> list[dict[str, Any]]:
-    from .stats import ask, connectors_of
-
     config = place.project
     if not config.connectors:
         return []
     async with place.open() as bus:
-        before = together(await ask(bus.connection, connectors_of(config.project)), "connectors")
-        if before:
-            await asyncio.sleep(BETWEEN)
-        now = together(await ask(bus.connection, connectors_of(config.project)), "connectors")
-    rows = []
-    for one in config.connectors:
-        seen = now.get(one.name, {})
-        row = {"name": one.name, "type": one.type, "to": one.to, "state": "not running", **seen}
-        if one.name in before and seen:
-            row["rate"] = max(0.0, (seen["read"] - before[one.name]["read"]) / BETWEEN)
-        rows.append(row)
-    return rows
+        seen = await told(bus, config.project, "connectors", "read")
+    return [
+        {"name": one.name, "type": one.type, "to": one.to, "state": "not running", **seen.get(one.name, {})} for one in config.connectors
+    ]
 
 
-def together(answers: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+async def told(bus: JetStreamBus, project: str, kind: str, counted: str) -> dict[str, dict[str, Any]]:
+    """What those that run say of themselves, by name. kind: connectors or sinks. rate: of the count of this name, from two looks."""
+    from .stats import ask, connectors_of
+
+    before = _together(await ask(bus.connection, connectors_of(project)), kind)
+    if before:
+        await asyncio.sleep(BETWEEN)
+    now = _together(await ask(bus.connection, connectors_of(project)), kind)
+    for name, one in now.items():
+        if name in before:
+            one["rate"] = max(0.0, (one[counted] - before[name][counted]) / BETWEEN)
+    return now
+
+
+def _together(answers: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
     """kind: connectors or sinks. By name: counts of all processes added up; states and errors side by side. Pure."""
     found: dict[str, dict[str, Any]] = {}
     for answer in answers:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .connection import Place, find, url_option
-from .connectors import BETWEEN, together
+from .connectors import told
 from .functions import queues_on
 from .render import Column, number, output_option, show
 
@@ -43,24 +43,15 @@ def sinks(output: str, url: str | None) -> None:
 
 
 async def _rows(place: Place) -> list[dict[str, Any]]:
-    from .stats import ask, connectors_of
-
     config = place.project
     if not config.sinks:
         return []
     async with place.open() as bus:
-        before = together(await ask(bus.connection, connectors_of(config.project)), "sinks")
-        if before:
-            await asyncio.sleep(BETWEEN)
-        now = together(await ask(bus.connection, connectors_of(config.project)), "sinks")
+        seen = await told(bus, config.project, "sinks", "delivered")
         queues = {row.name: row for row in await queues_on(bus, config.project)}
     rows = []
     for one in config.sinks:
-        seen = now.get(one.name, {})
-        row = {"name": one.name, "type": one.type, "state": "not running", "waiting": None, "dead_letters": None, **seen}
-        if queue := queues.get(f"{config.project}--{one.name}"):
-            row |= {"waiting": queue.lag.total, "dead_letters": queue.dead}
-        if one.name in before and seen:
-            row["rate"] = max(0.0, (seen["delivered"] - before[one.name]["delivered"]) / BETWEEN)
-        rows.append(row)
+        queue = queues.get(f"{config.project}--{one.name}")
+        left = {"waiting": queue and queue.lag.total, "dead_letters": queue and queue.dead}
+        rows.append({"name": one.name, "type": one.type, "state": "not running", **seen.get(one.name, {}), **left})
     return rows
