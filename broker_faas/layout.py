@@ -392,16 +392,30 @@ def consumers(queue: Queue) -> list[tuple[str, dict[str, Any]]]:
             f"queue {queue.name}: an ordered function cannot listen to '>' (partitions are the last two parts of a subject). "
             "Name the topics, or use '*'."
         )
-    width = 1 if queue.partitions == 16 else 2
+    width = _width(queue)
     ordered = []
     for number in range(queue.partitions):
         digits = f"{number:0{width}x}"
         tail = ".".join(digits) if width == 2 else f"{digits}.*"
-        subjects = [filters(topic, tail) for topic in topics] + [f"re.{queue.name}.{tail}"]
+        subjects = [filters(topic, tail) for topic in topics]
         ordered.append((EVENTS, started | {"durable_name": f"{queue.name}--{digits}", "filter_subjects": subjects, "max_ack_pending": 1}))
-    unkeyed = [filters(topic, "-.-") for topic in topics] + [f"re.{queue.name}.-.-"]
+    unkeyed = [filters(topic, "-.-") for topic in topics]
     ordered.append((EVENTS, started | {"durable_name": f"{queue.name}--unkeyed", "filter_subjects": unkeyed, "max_ack_pending": 50_000}))
     return [*ordered, retries]
+
+
+def replay_filter(queue: Queue, subject: str) -> tuple[str, str]:
+    """(durable, filter) by which an ordered queue hears a replay on this subject: not one of those that it is made with (decision 2)."""
+    a, b = subject.rsplit(".", 2)[1:]
+    if a == "-":
+        return f"{queue.name}--unkeyed", subject
+    wide = _width(queue) == 2
+    return f"{queue.name}--{a}{b if wide else ''}", f"re.{queue.name}.{a}.{b if wide else '*'}"
+
+
+def _width(queue: Queue) -> int:
+    """Hex digits of a partition's number."""
+    return 1 if queue.partitions == 16 else 2
 
 
 def _start(start: str) -> dict[str, Any]:

@@ -1,18 +1,19 @@
 """Making, changing, renaming and deleting what functions need on the bus: streams and queues. Idempotent; never loses an event silently.
 
-A queue is the durable consumers of layout.consumers(). Its filters on `go.` and `re.` (retries and replays) only ever
-grow: after a rename they hold the former names, too, so that what was scheduled under those keeps coming.
+A queue is the durable consumers of layout.consumers(). After a rename its filters on `go.` and `re.` (retries and replays) hold
+the former names, too, so that what was scheduled under those keeps coming. Those on `re.` are there while there are replays.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from time import time
 from typing import Any, NamedTuple
 
 from .. import layout
 from ..bus import Lag, Queue
-from ..errors import ConfigError
+from ..errors import BusRefused, ConfigError
 from ..layout import DEAD, EVENTS, RETRIES
 from ..topics import covers
 from . import consumers, store
@@ -20,6 +21,8 @@ from .consumers import Consumer, former_names, topics_of
 from .store import Api
 
 log = logging.getLogger(__name__)
+
+REPLAYED = 3600.0  # seconds after a replay was announced during which it may still be on its way to its consumers
 
 # --- streams ------------------------------------------------------------------------------------------------
 
@@ -71,7 +74,7 @@ async def ensure_queue(bus: Api, queue: Queue) -> list[tuple[str, dict[str, Any]
 
     async def ensure(stream: str, config: dict[str, Any], one: Consumer | None) -> None:
         if one:
-            await _update(bus, stream, one, config)
+            await _update(bus, stream, await _without_replays(bus, stream, one), config)
         else:
             await consumers.create(bus, stream, config if stream == RETRIES or not present else _since_first(config, present))
             # crash point: consumer-made
@@ -109,6 +112,35 @@ async def _update(bus: Api, stream: str, found: Consumer, wanted: Mapping[str, A
     change["metadata"] = have.get("metadata", {}) | wanted["metadata"]
     if set(filters) != set(consumers.filters_of(found)) or any(have.get(key) != value for key, value in change.items()):
         await consumers.change(bus, stream, found, change, filters)
+
+
+async def hear_replays(bus: Api, queue: Queue, subjects: Iterable[str]) -> None:
+    """Before replays of an ordered queue are stored on these subjects: its partitions get the filters they hear them by."""
+
+    async def hear(durable: str, filter: str) -> None:
+        if (found := await consumers.find(bus, EVENTS, durable)) is None:
+            raise BusRefused(f"queue {queue.name} has no consumer {durable}; start its worker first", consumers.NO_CONSUMER)
+        metadata = found["config"].get("metadata", {}) | {"faas.replay": f"{time():.3f}"}
+        filters = consumers.filters_of(found)
+        await consumers.change(bus, EVENTS, found, {"metadata": metadata}, filters if filter in filters else [*filters, filter])
+
+    await store.together(hear(*one) for one in {layout.replay_filter(queue, subject) for subject in subjects})
+
+
+async def _without_replays(bus: Api, stream: str, found: Consumer) -> Consumer:
+    """The same without filters on replays, if all those are settled: with a second filter an event costs the server three times as much."""
+    filters = consumers.filters_of(found)
+    replays = [filter for filter in filters if filter.startswith("re.")]
+    announced = float(found["config"].get("metadata", {}).get("faas.replay", 0))
+    if stream != EVENTS or not replays or time() < announced + REPLAYED:
+        return found
+    after = found["ack_floor"]["stream_seq"] + 1
+    if any(await store.together(store.stored(bus, EVENTS, seq=after, next_by_subj=filter) for filter in replays)):
+        return found
+    kept = [filter for filter in filters if filter not in replays]
+    await consumers.change(bus, EVENTS, found, {}, kept)
+    config = {key: value for key, value in found["config"].items() if not key.startswith("filter")}
+    return found | {"config": config | consumers.filtered(kept)}
 
 
 def _with_former(config: Mapping[str, Any], found: Consumer | None) -> list[str]:
@@ -192,7 +224,8 @@ async def _inherit(bus: Api, was: str, queue: Queue, old: Mapping[tuple[str, str
         )
     for stream, config, one in twins:
         bare = {key: value for key, value in config.items() if not key.startswith("filter")}
-        bare["metadata"] = config["metadata"] | {"faas.was": was}
+        replayed = {key: value for key, value in (one or {"config": {}})["config"].get("metadata", {}).items() if key == "faas.replay"}
+        bare["metadata"] = config["metadata"] | replayed | {"faas.was": was}
         filters = _with_former(config, one)
         position = consumers.unsettled(one, last[stream]) if one else last[stream] + 1
         await consumers.create(bus, stream, consumers.starting_at(position, bare | consumers.filtered(filters)))

@@ -12,6 +12,7 @@ from ..bus import Bus, Delivery, Queue
 from ..errors import BusRefused, ConfigError
 from ..layout import DEAD, RETRIES, faas_headers, header_lines, replay_record
 from . import consumers, store
+from .admin import hear_replays
 from .connection import Connection
 from .consumers import former_names
 from .reading import read
@@ -121,7 +122,10 @@ async def replay(
         if rate is not None:
             await asyncio.sleep(began + start / rate - monotonic())
         letters = [found for seq in chosen[start : start + step] if (found := await store.stored(connection, DEAD, seq=seq))]
-        await bus.publish([replay_record(queue, letter, 0) for letter in letters], output=True)
+        replays = [replay_record(queue, letter, 0) for letter in letters]
+        if queue.partitions:
+            await hear_replays(connection, queue, {replay.subject for replay in replays})
+        await bus.publish(replays, output=True)
         sent += len(letters)
         await store.together(store.delete(connection, DEAD, letter.seq) for letter in letters)
     return sent

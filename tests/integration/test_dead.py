@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 
@@ -9,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from broker_faas.bus import Delivery, Queue, Record
-from broker_faas.buses import admin, dead, store
+from broker_faas.buses import admin, consumers, dead, store
 from broker_faas.buses.connection import Connection
 from broker_faas.buses.nats import JetStreamBus, NatsBus
 from broker_faas.errors import BusRefused, BusUnavailable, ConfigError
@@ -214,6 +215,51 @@ async def test_an_ordered_function_gets_replays_through_its_partitions(bus: JetS
     durable = f"p--o--{partition('k').split('.')[0]}"
 
     assert [ids(await pull(durable, 1, stream=EVENTS)) for _ in range(3)] == [[0], [1], [2]]
+
+
+async def test_an_ordered_function_hears_replays_beside_its_events_until_they_are_settled(
+    bus: JetStreamBus, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ordered = Queue("p--o", ("a",), 16)
+    durable = f"p--o--{partition('k').split('.')[0]}"
+
+    async def filters() -> tuple[str, ...]:
+        found = await consumers.find(bus, EVENTS, durable)
+        assert found
+        return consumers.filters_of(found)
+
+    async def starts() -> None:
+        await admin.ensure_queue(bus, ordered)
+
+    await starts()
+    made = await filters()
+    await bury(bus, ordered, range(2), key="k")
+    async with bus.subscribe(ordered, 4) as subscription:
+        await dead.replay(connection, bus, ordered)
+        heard = await filters()
+        deliveries = aiter(subscription)
+        [first] = await anext(deliveries)
+        monkeypatch.setattr(admin, "REPLAYED", 0.0)
+        await starts()
+        assert await filters() == heard, "one of them is not settled"
+        subscription.settle([first])
+        [second] = await anext(deliveries)
+        subscription.settle([second])
+        await eventually_settled(bus, durable)
+    monkeypatch.setattr(admin, "REPLAYED", 3600.0)
+    await starts()
+    assert await filters() == heard, "another replay may be on its way"
+    monkeypatch.setattr(admin, "REPLAYED", 0.0)
+    await starts()
+
+    assert (len(made), len(heard)) == (1, 2)
+    assert await filters() == made
+
+
+async def eventually_settled(bus: JetStreamBus, durable: str) -> None:
+    async with asyncio.timeout(5):
+        while (await bus.api(f"CONSUMER.INFO.{EVENTS}.{durable}"))["num_ack_pending"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_a_replay_keeps_its_rate(bus: JetStreamBus, connection: Connection) -> None:
