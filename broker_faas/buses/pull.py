@@ -27,6 +27,7 @@ from .replies import not_permitted
 log = logging.getLogger(__name__)
 
 EXPIRES = 5.0  # seconds
+FIRST = len("$JS.ACK.")
 IN_A_ROW = 32  # events a request of a partition may bring, one after the other: fewer requests to send
 LINGER = 0.01  # seconds between two writes of acks, unless there are MANY of them or something else is to be written
 MANY = 100
@@ -54,6 +55,7 @@ class PullSubscription:
         self._spawn = spawn
         self._all = [Durable(stream, config) for stream, config in consumers]
         self._by_name = {tuple(consumer.source.split("/")): consumer for consumer in self._all}
+        self._by_first = {consumer.first: consumer for consumer in self._all}
         self._shared = [consumer for consumer in self._all if not consumer.partition]
         self._thirsty = {consumer for consumer in self._all if consumer.partition}  # partitions without a request
         self._held: dict[str, Held] = {}  # by token, next lease to end first
@@ -68,6 +70,7 @@ class PullSubscription:
         self._due = False  # the end of this turn was asked for
         self._subjects: dict[bytes, str] = {}  # seen lately
         self._last = self._all[0]  # consumer that delivered last
+        self._delivered: list[Durable] = []  # in this turn
         self._until = 0.0  # when the leases of what arrives in this turn end
         self._reader: asyncio.Future[None] | None = None
         self._failure: BusRefused | None = None
@@ -159,7 +162,8 @@ class PullSubscription:
         token = reply.decode("utf-8", "replace")
         consumer, deliveries = self._last, 1
         if not token.startswith(consumer.first):
-            sender = self._sender(token)
+            first = self._by_first.get(token[: token.find(".1.", FIRST) + 3])
+            sender = (first, 1) if first else self._sender(token)
             if sender is None:
                 log.warning(
                     "bus: ignored what no consumer of this queue delivered", extra={"queue": self._queue.name, "reply": token[:200]}
@@ -174,6 +178,8 @@ class PullSubscription:
         self._held[token] = held
         self._held_bytes += size
         self._ready.append(held)
+        if not consumer.arrived:
+            self._delivered.append(consumer)
         consumer.arrived += 1
 
     def _sender(self, token: str) -> tuple[Durable, int] | None:
@@ -209,11 +215,11 @@ class PullSubscription:
         self._due = False
         self._until = 0.0
         now = self._loop.time()
-        for consumer in self._all:
-            if consumer.arrived:
-                consumer.delivered(now)
-                if consumer.partition and not consumer.asked:
-                    self._thirsty.add(consumer)
+        for consumer in self._delivered:
+            consumer.delivered(now)
+            if consumer.partition and not consumer.asked:
+                self._thirsty.add(consumer)
+        self._delivered.clear()
         if self._ready:
             self._wake()
         self._write()

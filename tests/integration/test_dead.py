@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 
@@ -16,6 +15,7 @@ from broker_faas.buses.nats import JetStreamBus, NatsBus
 from broker_faas.errors import BusRefused, BusUnavailable, ConfigError
 from broker_faas.event import CloudEvent
 from broker_faas.layout import DEAD, EVENTS, RETRIES, dead_record, event_record, faas_headers, partition
+from tests.helpers import eventually
 from tests.integration.pulls import Pull, ids, pulling
 
 F, G = Queue("p--f", ("a",)), Queue("p--g", ("a",))
@@ -228,6 +228,10 @@ async def test_an_ordered_function_hears_replays_beside_its_events_until_they_ar
         assert found
         return consumers.filters_of(found)
 
+    async def settled() -> bool:
+        found = await consumers.find(bus, EVENTS, durable)
+        return bool(found and not found["num_ack_pending"])
+
     async def starts() -> None:
         await admin.ensure_queue(bus, ordered)
 
@@ -245,7 +249,7 @@ async def test_an_ordered_function_hears_replays_beside_its_events_until_they_ar
         subscription.settle([first])
         [second] = await anext(deliveries)
         subscription.settle([second])
-        await eventually_settled(bus, durable)
+        await eventually(settled)
     monkeypatch.setattr(admin, "REPLAYED", 3600.0)
     await starts()
     assert await filters() == heard, "another replay may be on its way"
@@ -254,12 +258,6 @@ async def test_an_ordered_function_hears_replays_beside_its_events_until_they_ar
 
     assert (len(made), len(heard)) == (1, 2)
     assert await filters() == made
-
-
-async def eventually_settled(bus: JetStreamBus, durable: str) -> None:
-    async with asyncio.timeout(5):
-        while (await bus.api(f"CONSUMER.INFO.{EVENTS}.{durable}"))["num_ack_pending"]:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def test_a_replay_keeps_its_rate(bus: JetStreamBus, connection: Connection) -> None:
