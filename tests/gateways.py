@@ -121,6 +121,7 @@ class Stored(NamedTuple):
     topic: str
     headers: dict[str, str]
     data: bytes
+    seq: int
 
 
 async def stored(url: str) -> list[Stored]:
@@ -133,7 +134,7 @@ async def stored(url: str) -> list[Stored]:
         for seq in range(max(1, state.first_seq), state.last_seq + 1):
             message = await jetstream.get_msg(EVENTS, seq)
             topic = str(message.subject).removeprefix("ev.").rsplit(".", 2)[0]
-            found.append(Stored(topic, dict(message.headers or {}), message.data or b""))
+            found.append(Stored(topic, dict(message.headers or {}), message.data or b"", seq))
         return found
     finally:
         await client.close()

@@ -14,6 +14,7 @@ class Call(msgspec.Struct, gc=False, eq=False):
     """One publish() to one stream: its outcome is its own, whatever happens to the others in its group.
 
     left: records without an answer. deadline: loop time. last: as in bus.Bus.publish(); such a call is stored whole, or not.
+    sequences: gets those of its records, by their ids.
     """
 
     left: int
@@ -22,9 +23,12 @@ class Call(msgspec.Struct, gc=False, eq=False):
     duplicates: int = 0
     last: dict[str, int] | None = None
     stored_at: dict[str, int] = {}  # sequences of the new positions
+    sequences: dict[str, int] | None = None
 
-    def stored(self, duplicate: bool) -> None:
+    def stored(self, msg_id: str, duplicate: bool, sequence: int) -> None:
         self.left -= 1
+        if self.sequences is not None:
+            self.sequences[msg_id] = sequence
         self.duplicates += duplicate
         if not self.left and not self.outcome.done():
             if self.last:
@@ -75,9 +79,9 @@ class Item(msgspec.Struct, gc=False, eq=False):
             self.ended = True
             if self.call.last and self.position:
                 self.call.stored_at[self.record.subject] = sequence
-            self.call.stored(duplicate and not self.resent)
+            self.call.stored(self.record.msg_id, duplicate and not self.resent, sequence)
             for call in self.others or ():
-                call.stored(True)
+                call.stored(self.record.msg_id, True, sequence)
 
     def failed(self, error: FaasError) -> None:
         if not self.ended:

@@ -150,9 +150,19 @@ class JetStreamBus:
 
     # --- publish ---
 
-    async def publish(self, records: Sequence[Record], *, output: bool = False, last: dict[str, int] | None = None) -> int:
+    async def publish(
+        self,
+        records: Sequence[Record],
+        *,
+        output: bool = False,
+        last: dict[str, int] | None = None,
+        sequences: dict[str, int] | None = None,
+    ) -> int:
         """See bus.Bus. After BusFull or BusRefused some of the other records may be stored; their ids make a second
-        try harmless. A record whose id came twice in one call is stored once and counted as a duplicate."""
+        try harmless. A record whose id came twice in one call is stored once and counted as a duplicate.
+
+        sequences: gets the place of each record in its stream, by its id; of a duplicate, the place of the first.
+        """
         by_lane: dict[str, list[Record]] = {}
         lanes: dict[str, list[Record]] = {}  # by subject: of a batch, many have the same
         small = min(MAX_HEADERS, self._connection.client.max_payload - ON_WIRE - 400)
@@ -176,7 +186,7 @@ class JetStreamBus:
         calls: list[Call] = []
         try:
             for stream, part in by_lane.items():
-                calls.append(self._open(len(part), last if stream == EVENTS else None))
+                calls.append(self._open(len(part), last if stream == EVENTS else None, sequences))
                 await self._lanes[stream].submit(part, calls[-1])
             return sum([await call.outcome for call in calls])
         except TimeoutError:
@@ -189,10 +199,10 @@ class JetStreamBus:
                 self._calls.pop(call, None)
                 call.leave()
 
-    def _open(self, records: int, last: dict[str, int] | None) -> Call:
+    def _open(self, records: int, last: dict[str, int] | None, sequences: dict[str, int] | None) -> Call:
         """A call that fails with TimeoutError at its deadline. One timer for all: asyncio.timeout() would cost each 4 µs."""
         loop = asyncio.get_running_loop()
-        call = Call(records, loop.time() + self._patience, loop.create_future(), last=last or None)
+        call = Call(records, loop.time() + self._patience, loop.create_future(), last=last or None, sequences=sequences)
         self._calls[call] = None
         if self._timer is None:
             self._timer = loop.call_at(call.deadline, self._expire)

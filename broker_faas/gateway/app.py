@@ -45,7 +45,7 @@ class Store(Protocol):
     @property
     def connected(self) -> bool: ...
 
-    async def publish(self, records: Sequence[Record], *, output: bool = False) -> int: ...
+    async def publish(self, records: Sequence[Record], *, sequences: dict[str, int]) -> int: ...
 
 
 def application(store: Store, keys: Keys, options: GatewayConfig) -> ASGIApp:
@@ -126,13 +126,13 @@ class _Topics:
         try:
             await self._read(request, body)
             events, records = await self._made(topic, headers, bytes(body), key)
-            duplicates = await self._publish(records)
+            sequences: dict[str, int] = {}
+            duplicates = await self._publish(records, sequences)
         finally:
             self._requests -= 1
             self._bytes -= len(body)
-        # The bus tells how many it had already, and not their sequences.
-        said = {"topic": topic, "stream": EVENTS, "events": len(events), "duplicates": duplicates, "ids": [event.id for event in events]}
-        return answer(said)
+        said = {"topic": topic, "stream": EVENTS, "events": len(events), "duplicates": duplicates}
+        return answer(said | {"ids": [event.id for event in events], "sequences": [sequences[record.msg_id] for record in records]})
 
     def _authorize(self, headers: Mapping[str, str], topic: str) -> None:
         if not self._keys.wanted:
@@ -176,11 +176,11 @@ class _Topics:
         # 1 MiB of small events takes a second, in which nobody else would be answered.
         return await asyncio.to_thread(make) if kind(headers.get("content-type", "")) == "batch" else make()
 
-    async def _publish(self, records: list[Record]) -> int:
+    async def _publish(self, records: list[Record], sequences: dict[str, int]) -> int:
         if not records:
             return 0
         async with asyncio.timeout(PATIENCE):
-            return await self._store.publish(records)
+            return await self._store.publish(records, sequences=sequences)
 
 
 def events_of(topic: str, headers: Mapping[str, str], body: bytes, source: str, key: str | None) -> list[CloudEvent]:

@@ -95,6 +95,11 @@ DOCUMENT: dict[str, Any] = {
                     "events": {"type": "integer"},
                     "duplicates": {"type": "integer", "description": "So many of them the bus had already."},
                     "ids": {"type": "array", "items": {"type": "string"}},
+                    "sequences": {
+                        "type": "array",
+                        "items": {"type": "integer"},
+                        "description": "Their places in the stream, in the order of the ids; of a duplicate, the place of the first.",
+                    },
                 },
             },
         },

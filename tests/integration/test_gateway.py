@@ -43,8 +43,10 @@ async def test_an_event_is_on_the_bus_when_200_is_said(bus_url: str, tmp_path: P
         answer = await http.post("orders.created", b'{"n": 1}')
 
         assert 200 == answer.status
-        assert {"topic": "orders.created", "stream": "events", "events": 1, "duplicates": 0, "ids": ["1"]} == answer.json
-        assert [("orders.created", b'{"n": 1}')] == [(one.topic, one.data) for one in await stored(bus_url)]
+        [event] = await stored(bus_url)
+        assert ("orders.created", b'{"n": 1}') == (event.topic, event.data)
+        said = {"topic": "orders.created", "stream": "events", "events": 1, "duplicates": 0, "ids": ["1"], "sequences": [event.seq]}
+        assert said == answer.json
 
 
 @pytest.mark.parametrize("mode", ["binary", "structured"])
@@ -88,7 +90,9 @@ async def test_a_batch_keeps_its_order(bus_url: str, tmp_path: Path) -> None:
         empty = await http.post("orders", b"[]", {"content-type": BATCH})
 
     assert [f"{n}" for n in range(100)] == answer.json["ids"]
-    assert [f"{n}" for n in range(100)] == [one.headers["ce-id"] for one in await stored(bus_url)]
+    events = await stored(bus_url)
+    assert [f"{n}" for n in range(100)] == [one.headers["ce-id"] for one in events]
+    assert [one.seq for one in events] == answer.json["sequences"]
     assert (200, 0) == (empty.status, empty.json["events"])
 
 
@@ -129,6 +133,7 @@ async def test_what_comes_again_with_its_idempotency_key_is_stored_once(first: A
     events = answers[0].json["events"]
 
     assert [0, events] == [answer.json["duplicates"] for answer in answers]
+    assert answers[0].json["sequences"] == answers[1].json["sequences"], "where the first lies"
     assert 0 == elsewhere.json["duplicates"]
     assert ["t"] * events + ["u"] * events == [one.topic for one in await stored(bus_url)]
 
