@@ -73,9 +73,10 @@ class Item(msgspec.Struct, gc=False, eq=False):
         """sequence: of the record, on the bus."""
         if not self.ended:
             self.ended = True
-            if self.call.last and self.position:
-                self.call.stored_at[self.record.subject] = sequence
-            self.call.stored(duplicate and not self.resent)
+            call = self.call
+            if call.last and self.record.subject in call.last:
+                call.stored_at[self.record.subject] = sequence
+            call.stored(duplicate and not self.resent)
             for call in self.others or ():
                 call.stored(True)
 
