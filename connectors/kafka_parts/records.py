@@ -49,11 +49,7 @@ def items(records: Sequence[ConsumerRecord], source: str, type: str) -> list[Clo
 
 
 def item(record: ConsumerRecord, source: str, type: str) -> CloudEvent | Refused:
-    """What a record becomes: the event that it is, or an event that holds it.
-
-    A foreign record of 200 bytes with a key takes 5.2 µs, headers() included, where CloudEvent(…) of six attributes takes 4.5 (CPU time,
-    best of 75 runs of 2000, two busy cores, Python 3.11).
-    """
+    """What a record becomes: the event that it is, or an event that holds it."""
     if not record.headers:
         [made] = items([record], source, type)
         return made
