@@ -103,11 +103,13 @@ class CloudEvent:
         return event
 
     @classmethod
-    def of(cls, attributes: dict[str, str], data: bytes | None) -> CloudEvent:
-        """For codecs: the event of attributes that are checked, and data as it came."""
+    def of(cls, attributes: dict[str, str], data: bytes | None, headers: bytes | None = None) -> CloudEvent:
+        """For codecs: the event of attributes that are checked, and data as it came. headers: what headers() would make of them."""
         event = _new(cls)
         event._attributes = attributes
         event._data = data
+        if headers is not None:
+            event._headers = headers
         return event
 
     def headers(self) -> bytes:

@@ -100,7 +100,8 @@ def event_records(topic: str) -> Callable[[CloudEvent], Record]:
     check_destination(topic)
     begins = f"{_begins(topic)}."
     id_of = blake2b(f"{topic}\0".encode(), digest_size=_ID_BYTES)
-    tails: dict[str | None, str] = {}  # keys come again
+    ids_of: dict[str, Any] = {}  # sources come again,
+    tails: dict[str | None, str] = {}  # and keys
 
     def record(event: CloudEvent) -> Record:
         headers, data, key = event.headers(), event.data or b"", event.partitionkey
@@ -111,8 +112,12 @@ def event_records(topic: str) -> Callable[[CloudEvent], Record]:
         tail = tails.get(key)
         if tail is None:
             tail = tails[key] = partition(key)
-        id = id_of.copy()
-        id.update(f"{event.source}\0{event.id}".encode())
+        id = ids_of.get(event.source)
+        if id is None:
+            id = ids_of[event.source] = id_of.copy()
+            id.update(f"{event.source}\0".encode())
+        id = id.copy()
+        id.update(event.id.encode())
         return Record(begins + tail, id.hexdigest(), headers, data)
 
     return record

@@ -195,6 +195,7 @@ class Pump:
 
     async def _next(self, batches: AsyncIterator[Batch]) -> Ready | SourceError | None:
         """An error is told, not raised: the batch before it is still being stored."""
+        await asyncio.sleep(0)  # that one is written first, or the bus would stand still while this one is translated
         try:
             batch = await anext(batches, None)
         except SourceError as error:

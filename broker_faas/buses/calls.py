@@ -77,9 +77,10 @@ class Item(msgspec.Struct, gc=False, eq=False):
         """sequence: of the record, on the bus."""
         if not self.ended:
             self.ended = True
-            if self.call.last and self.position:
-                self.call.stored_at[self.record.subject] = sequence
-            self.call.stored(self.record.msg_id, duplicate and not self.resent, sequence)
+            call = self.call
+            if call.last and self.record.subject in call.last:
+                call.stored_at[self.record.subject] = sequence
+            call.stored(self.record.msg_id, duplicate and not self.resent, sequence)
             for call in self.others or ():
                 call.stored(self.record.msg_id, True, sequence)
 

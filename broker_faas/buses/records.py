@@ -21,9 +21,11 @@ ROLLUP = 10111  # not permitted, or no such kind
 
 
 def frame(record: Record, reply: str, batch: bytes) -> bytes:
-    headers = b"NATS/1.0\r\nNats-Msg-Id: %b\r\n%b%b\r\n" % (record.msg_id.encode(), batch, record.headers)
-    size = len(headers)
-    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (record.subject.encode(), reply.encode(), size, size + len(record.data), headers, record.data)
+    subject, msg_id, headers, data = record
+    ours = b"NATS/1.0\r\nNats-Msg-Id: %b\r\n%b" % (msg_id.encode(), batch)
+    size = len(ours) + len(headers) + 2
+    # One format: each byte of headers and data is copied once.
+    return b"HPUB %b %b %d %d\r\n%b%b\r\n%b\r\n" % (subject.encode(), reply.encode(), size, size + len(data), ours, headers, data)
 
 
 # Refused by any stream, but after the duplicate was looked for: whether a record would be stored, without storing it. A server checks

@@ -4,39 +4,69 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 
 import msgspec
 from aiokafka import ConsumerRecord
 
+from ...attributes import encoded
 from ...errors import EventInvalid
 from ...event import CloudEvent
 from ...kafka_binding import from_kafka, key_text
 from ..batch import Batch, Raw, Refused
 
 
-def item(record: ConsumerRecord, source: str, type: str) -> CloudEvent | Refused:
-    """What a record becomes: the event that it is, or an event that holds it.
+def items(records: Sequence[ConsumerRecord], source: str, type: str) -> list[CloudEvent | Refused]:
+    """What records of one partition become, in their order.
 
-    A foreign record of 200 bytes with a key takes 5.2 µs, headers() included, where CloudEvent(…) of six attributes takes 4.5 (CPU time,
-    best of 75 runs of 2000, two busy cores, Python 3.11).
+    Those without headers are most: of one partition, their header blocks differ in offset, time and key alone, and are written at once.
     """
+    name = f"{records[0].topic}/{records[0].partition}/"
+    on_wire = encoded({"name": name, "source": source, "type": type})
+    begins = f"ce-specversion: 1.0\r\nce-id: {on_wire['name']}"
+    goes_on = f"\r\nce-source: {on_wire['source']}\r\nce-type: {on_wire['type']}\r\n"
+    keys: dict[bytes, tuple[str, str]] = {}  # they come again
+    made: list[CloudEvent | Refused] = []
+    for record in records:
+        if record.headers:
+            made.append(item(record, source, type))
+            continue
+        offset = str(record.offset)
+        attributes = {"specversion": "1.0", "id": name + offset, "source": source, "type": type}
+        block = begins + offset + goes_on
+        if time := _time(record.timestamp):
+            attributes["time"] = time
+            block += f"ce-time: {time}\r\n"
+        if key := record.key:
+            if key not in keys:
+                keys[key] = _key(key)
+            attributes["partitionkey"], line = keys[key]
+            block += line
+        made.append(CloudEvent.of(attributes, record.value, block.encode()))  # all of them are checked
+    return made
+
+
+def item(record: ConsumerRecord, source: str, type: str) -> CloudEvent | Refused:
+    """What a record becomes: the event that it is, or an event that holds it."""
+    if not record.headers:
+        [made] = items([record], source, type)
+        return made
     try:
-        if record.headers and (native := from_kafka(record.headers, record.key, record.value)) is not None:
+        if (native := from_kafka(record.headers, record.key, record.value)) is not None:
             return native
     except EventInvalid as error:
         return Refused(f"{record.topic}/{record.partition}/{record.offset}", str(error), _text(record), record.value or b"")
     attributes = {"specversion": "1.0", "id": f"{record.topic}/{record.partition}/{record.offset}", "source": source, "type": type}
-    extra = _described(record.headers) if record.headers else {}
+    extra = _described(record.headers)
     if "datacontenttype" in extra:
         attributes["datacontenttype"] = extra.pop("datacontenttype")
     if time := _time(record.timestamp):
         attributes["time"] = time
     if key := record.key:
-        attributes["partitionkey"] = key_text(key) or b64encode(key).decode()
-    return CloudEvent.of(attributes | extra if extra else attributes, record.value)  # all of them are checked
+        attributes["partitionkey"], _ = _key(key)
+    return CloudEvent.of(attributes | extra, record.value)  # all of them are checked
 
 
 def raw(record: ConsumerRecord) -> Raw:
@@ -75,6 +105,12 @@ def _described(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:
             case "traceparent" if value and _TRACEPARENT.fullmatch(value):
                 found["traceparent"] = value.decode()
     return found
+
+
+def _key(key: bytes) -> tuple[str, str]:
+    """As an attribute, and that attribute's header line."""
+    text = key_text(key) or b64encode(key).decode()
+    return text, f"ce-partitionkey: {encoded({'': text})['']}\r\n"
 
 
 def _time(milliseconds: int) -> str | None:

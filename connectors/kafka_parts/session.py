@@ -16,7 +16,7 @@ from .client import CONNECTING
 from .errors import told
 from .member import Assignment, Member
 from .offsets import commit
-from .records import item, raw
+from .records import items, raw
 
 if TYPE_CHECKING:
     from ..kafka import KafkaConnector
@@ -137,8 +137,7 @@ class Session:
         given: dict[str, list[ConsumerRecord]] = {}
         positions = {}
         for partition, records in found.items():
-            items = [item(record, self._source, self._one.event_type) for record in records]
-            parts.setdefault(partition.topic, []).extend(items)
+            parts.setdefault(partition.topic, []).extend(items(records, self._source, self._one.event_type))
             given.setdefault(partition.topic, []).extend(records)
             last = records[-1].offset
             positions[f"{partition.topic}/{partition.partition}"] = str(last)

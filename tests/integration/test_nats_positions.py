@@ -19,7 +19,7 @@ from broker_faas.errors import BusError, EventTooLarge, Overtaken
 from broker_faas.layout import EVENTS, MAX_STORED
 from tests.helpers import eventually
 
-from .test_nats_bus import OwnServer, noted_writes, record
+from .test_nats_bus import OwnServer, committed, noted_writes, record
 
 POSITION = "pos.c.orders"
 
@@ -59,7 +59,7 @@ async def test_events_with_a_position_are_one_batch_and_no_other_call_is_cut_int
         )
         await bus.publish([*large, position(2, last[POSITION])], last=last)
 
-    assert [write.count(b"Nats-Batch-Sequence:") for write in writes if b"Nats-Batch-Commit: 1" in write] == [2, 699, 901, 11]
+    assert committed(writes) == [2, 699, 901, 11]
 
 
 async def test_a_call_of_more_than_one_batch_that_was_overtaken_stores_no_part(bus_url: str) -> None:

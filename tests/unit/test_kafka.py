@@ -16,7 +16,7 @@ from broker_faas.connectors.batch import Refused
 from broker_faas.connectors.driver import driver
 from broker_faas.connectors.kafka import KafkaConnector
 from broker_faas.connectors.kafka_parts.offsets import OURS, begin
-from broker_faas.connectors.kafka_parts.records import item
+from broker_faas.connectors.kafka_parts.records import item, items
 from broker_faas.errors import ConfigError, SourceRefused
 from broker_faas.event import CloudEvent
 
@@ -141,4 +141,20 @@ def test_any_record_is_an_event_that_the_bus_can_hold_or_refused(
         assert (got.where, got.data) == ("t/0/5", value or b"")
     else:
         assert CloudEvent.from_headers(got.headers(), got.data or b"").attributes == got.attributes
+        assert got.headers() == CloudEvent.of(dict(got.attributes), got.data).headers()
         assert got.data == value or got.attributes["id"] != "t/0/5"
+
+
+@given(
+    st.lists(st.tuples(numbers, st.lists(st.tuples(names, blobs), max_size=1), blobs), min_size=1, max_size=8),
+    st.sampled_from(["/p/c", "/ü %"]),
+)
+def test_records_of_one_partition_become_what_each_becomes_alone(many: list[tuple[int, Any, bytes | None]], source: str) -> None:
+    records = [ConsumerRecord("t", 3, n, time, 0, key, b"v", None, -1, -1, tuple(headers)) for n, (time, headers, key) in enumerate(many)]
+
+    made = items(records, source, "a ü")
+
+    assert made == [item(record, source, "a ü") for record in records]
+    for event in made:
+        if isinstance(event, CloudEvent):
+            assert event.headers() == CloudEvent.of(dict(event.attributes), event.data).headers()
