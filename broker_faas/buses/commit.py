@@ -163,7 +163,7 @@ class Lane:
 
     async def _as_batch(self, items: list[Item]) -> bool:
         """All or none. False: the server rejects it as a batch, and one by one will tell which record is to blame."""
-        said = await self._batch(items)
+        said = await self._batch(items, {})
         if said is None:
             return True
         if said.code in FULL and len({item.call for item in items}) == 1:
@@ -174,7 +174,7 @@ class Lane:
 
     async def _following(self, items: list[Item]) -> bool:
         """All or none, and only behind the positions that are known. True: what is still wanted has to be sent again, after a pause."""
-        said = await self._batch(items)
+        said = await self._batch(items, _following(items))
         if said is None or said.code == 0 or said.code in LATER or said.code == NO_ATOMIC:
             return True
         calls = [list(some) for _, some in groupby(items, lambda item: id(item.call))]
@@ -215,14 +215,13 @@ class Lane:
                 item.failed(refusal(one.code, one.text, item.record, self.stream))
         return len(stored) + len(refused)
 
-    async def _batch(self, items: list[Item]) -> Verdict | None:
-        """One atomic batch. None: no answer."""
+    async def _batch(self, items: list[Item], following: dict[int, bytes]) -> Verdict | None:
+        """One atomic batch. following: headers of some, by their number from 1. None: no answer."""
         self._batches += 1
         head = b"Nats-Batch-Id: %b%x\r\nNats-Batch-Sequence: " % (self._nonce.encode(), self._batches)
         async with self._connection.expect([item.record.subject for item in items[-1:]]) as replies:
             reply = f"{replies.prefix}0"
             last = len(items)
-            following = _following(items)
             frames = [frame(item.record, "", head + b"%d\r\n%b" % (n, following.get(n, b""))) for n, item in enumerate(items[:-1], 1)]
             ends = following.get(last, b"")
             frames.append(frame(items[-1].record, reply, head + b"%d\r\nNats-Batch-Commit: 1\r\n%b" % (last, ends)))
