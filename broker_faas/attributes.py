@@ -208,7 +208,7 @@ def plain_block(attributes: Mapping[str, Any]) -> bytes | None:
     What read_plain() would read is valid, so one match checks all of it.
     """
     try:
-        text = "ce-" + "\r\nce-".join([name + ": " + value for name, value in attributes.items()]) + "\r\n"  # TypeError if not strings
+        text = "ce-" + "\r\nce-".join(map(": ".join, attributes.items())) + "\r\n"  # TypeError if not strings
         match = None if "%" in text else _PLAIN.fullmatch(text)  # a media type may hold one, which is encoded then
         if match is None or text.count("\r") != len(attributes):  # a name may hold a line of its own
             return None

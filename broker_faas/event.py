@@ -57,7 +57,7 @@ class CloudEvent:
         dataschema: str | None = None,
         **extensions: str | int | bool | bytes | datetime | None,
     ) -> None:
-        self._data, datacontenttype = _bytes(data, datacontenttype)
+        self._data, datacontenttype = as_bytes(data, datacontenttype)
         given: dict[str, Any] = {"specversion": extensions.pop("specversion", "1.0"), "id": id, "source": source, "type": type}
         if datacontenttype is not None:
             given["datacontenttype"] = datacontenttype
@@ -282,7 +282,7 @@ def _read_any(text: str, data: bytes) -> CloudEvent:
     raise EventInvalid("the record is no CloudEvent: it has no 'ce-' headers, and its data is no JSON object")
 
 
-def _bytes(data: Any, datacontenttype: str | None) -> tuple[bytes | None, str | None]:
+def as_bytes(data: Any, datacontenttype: str | None) -> tuple[bytes | None, str | None]:
     """What the constructor takes as data, as (bytes, datacontenttype)."""
     if data is None or isinstance(data, bytes):
         return data, datacontenttype

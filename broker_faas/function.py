@@ -27,7 +27,7 @@ import msgspec
 
 from .attributes import canonical
 from .errors import ConfigError, FaasError, Reject
-from .event import CloudEvent
+from .event import CloudEvent, as_bytes
 from .layout import output_id, project_source
 from .retry import RetryPolicy, is_count, is_number, require
 from .signature import Shape, UnresolvedAnnotation, location, shape
@@ -235,6 +235,8 @@ class Context:
         Raises TopicInvalid, EventInvalid, Reject (see next_hop).
         """
         check_destination(topic)
+        if type is None and key is None and subject is None and not attributes:
+            return reply(self, topic, data)
         cause = self.event
         event = CloudEvent(
             id=output_id(cause, len(self.outputs), self.topic),
@@ -242,16 +244,39 @@ class Context:
             type=type or sink_of(topic)[1],
             data=data,
             subject=subject,
-            **{
-                "causationid": cause.id,
-                "correlationid": cause.get("correlationid", cause.id),
-                "hops": next_hop(cause),
-                "partitionkey": cause.partitionkey if key is None else key,
-                **attributes,
-            },
+            **{**_descent(cause), **({} if key is None else {"partitionkey": key}), **attributes},
         )
         self.outputs.append((topic, event))
         return event
+
+
+def reply(ctx: Context, topic: str, data: Any) -> CloudEvent:
+    """As ctx.emit(topic, data), for a topic that is checked.
+
+    All but the data is derived from what was checked before, and is not checked again: a third of the time. The worker checks all of it.
+    """
+    cause = ctx.event
+    written, datacontenttype = as_bytes(data, None)
+    attributes = {
+        "specversion": "1.0",
+        "id": output_id(cause, len(ctx.outputs), ctx.topic),
+        "source": project_source(ctx.project, ctx.function),
+        "type": sink_of(topic)[1],
+    }
+    if datacontenttype is not None:
+        attributes["datacontenttype"] = datacontenttype
+    event = CloudEvent.of(attributes | _descent(cause), written)
+    ctx.outputs.append((topic, event))
+    return event
+
+
+def _descent(cause: CloudEvent) -> dict[str, str]:
+    """Extensions of what a function sends on `cause`, in their order."""
+    inherited = cause.attributes
+    extensions = {"causationid": cause.id, "correlationid": inherited.get("correlationid", cause.id), "hops": next_hop(cause)}
+    if "partitionkey" in inherited:
+        extensions["partitionkey"] = inherited["partitionkey"]
+    return extensions
 
 
 def next_hop(cause: CloudEvent) -> str:

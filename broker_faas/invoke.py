@@ -17,7 +17,7 @@ import msgspec
 from .decide import FAILED, INVALID, REJECTED, RETRY
 from .errors import MAX_DELAY, ConfigError, EventError, EventInvalid, Reject, Retry
 from .event import CloudEvent
-from .function import Context, Function, next_hop
+from .function import Context, Function, next_hop, reply
 
 Arguments = Callable[[CloudEvent, Any], tuple[Any, ...]]
 Output = tuple[str, CloudEvent]
@@ -172,7 +172,7 @@ def _emit(function: Function[Any], data: Any, ctx: Context) -> None:
     if not function.sends:
         raise Reject(_NOWHERE)
     try:
-        ctx.emit(function.sends, data)
+        reply(ctx, function.sends, data)
     except EventError as error:
         raise Reject(f"returned {type(data).__name__} that cannot be sent: {_line(error)}") from None
 

@@ -26,7 +26,7 @@ from broker_faas.topics import check_pattern, check_topic
 from broker_faas.workers.dispatch import Pool
 from broker_faas.workers.feed import Feed
 from broker_faas.workers.frames import Outcome, Splitter, decode_for_executor, decode_for_worker
-from broker_faas.workers.settle import _unstored
+from broker_faas.workers.settle import _outputs, _unstored
 
 Facts = Mapping[str, Any]
 BASE = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t"}
@@ -258,7 +258,7 @@ def output(given: Any) -> Facts:
     delivery = Delivery(event_subject("a", None), HEADERS, b"", 7, 1, 1e9, "events/shop--reserve", "t")
     ((held,), _) = feed.take([delivery], count(1))
     sent = [(given.get("topic", "t"), attributes, given.get("data", "x").encode())]
-    unstored = _unstored(held, Outcome(1, 0, "", "", None, sent), DONE)
+    unstored = _unstored(held, Outcome(1, 0, "", "", None, sent), DONE, _outputs(frozenset()))
     if unstored.decision.fate == "dead":
         assert [record.subject for record in unstored.records] == ["dead.shop--reserve"]
         assert not any(line.lower().startswith(b"nats-") for line in unstored.records[0].headers.split(b"\r\n"))

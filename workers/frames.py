@@ -84,6 +84,13 @@ class Done(msgspec.Struct, array_like=True, tag="done", gc=False):
     others: list[Outcome]
 
 
+class Answers(msgspec.Struct, array_like=True, tag="done", gc=False):
+    """A Done on its way out, with outcomes that are packed already."""
+
+    ok: list[int]
+    others: list[msgspec.Raw]
+
+
 class Log(msgspec.Struct, array_like=True, tag="log", gc=False):
     """(call, stream, text): stream is stdout, stderr or a level (debug … critical); text has no newline at its end."""
 
@@ -100,12 +107,13 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
 ToExecutor = Hello | Run | Drain
 ToWorker = Ready | Done | Log | Failed
 
-_encode_into = msgspec.msgpack.Encoder().encode_into
+_encoder = msgspec.msgpack.Encoder()
+_encode_into = _encoder.encode_into
 _to_executor: msgspec.msgpack.Decoder[ToExecutor] = msgspec.msgpack.Decoder(ToExecutor)
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 
 
-def encode(frame: ToExecutor | ToWorker, room: int = 60) -> bytearray:
+def encode(frame: ToExecutor | ToWorker | Answers, room: int = 60) -> bytearray:
     """Length and body. room: bytes that the body may need: growing means copying. ProtocolError if it is larger than MAX_FRAME."""
     raw = bytearray(4 + room)
     _encode_into(frame, raw, 4)
@@ -114,6 +122,11 @@ def encode(frame: ToExecutor | ToWorker, room: int = 60) -> bytearray:
         raise ProtocolError(f"a frame of {size:,} bytes; the limit is {MAX_FRAME:,}")
     raw[:4] = size.to_bytes(4, "big")
     return raw
+
+
+def pack(outcome: Outcome) -> bytes:
+    """An outcome as it lies in Answers."""
+    return _encoder.encode(outcome)
 
 
 def decode_for_executor(body: bytes | memoryview) -> ToExecutor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from time import time
 from typing import NamedTuple, cast
 
@@ -11,7 +12,7 @@ from ..bus import Bus, Record
 from ..decide import CRASHED, DONE, OK, Decision, decide, spread
 from ..errors import BusError, BusFull, BusUnavailable, EventError, EventTooLarge, TopicInvalid
 from ..event import CloudEvent
-from ..layout import back_record, cut, dead_record, event_record, retry_record
+from ..layout import back_record, cut, dead_record, event_records, retry_record
 from ..topics import sink_of
 from .executor import Call, Outcome
 from .feed import Feed, Held
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 TOGETHER = 250  # events whose outputs are one publish
 HAND_BACK = 2.0  # seconds that a worker which stops at once takes to store what it hands back
+
+AsRecord = Callable[[str, dict[str, str], bytes | None], Record]
 
 
 class Unstored(NamedTuple):
@@ -75,7 +78,8 @@ class Settler:
                 self._filled.clear()
                 ready, self._outbox = self._outbox, []
                 for start in range(0, len(ready), TOGETHER):
-                    tasks.create_task(self._store([_unstored(*one, self._sinks) for one in ready[start : start + TOGETHER]]))
+                    output = _outputs(self._sinks)
+                    tasks.create_task(self._store([_unstored(*one, output) for one in ready[start : start + TOGETHER]]))
 
     async def hand_back(self, events: list[Held]) -> None:
         """Lets go of events that did not run, or not to their end, because this worker stops: without charging them an attempt.
@@ -184,11 +188,11 @@ def _decided(held: Held, outcome: Outcome) -> Decision:
     return decision
 
 
-def _unstored(held: Held, outcome: Outcome, decision: Decision, sinks: frozenset[str] = frozenset()) -> Unstored:
+def _unstored(held: Held, outcome: Outcome, decision: Decision, output: AsRecord) -> Unstored:
     """Outputs that no bus would take make the event a dead letter."""
     if decision.fate == "done":
         try:
-            return Unstored(held, outcome, decision, [_output(*output, sinks) for output in outcome.outputs])
+            return Unstored(held, outcome, decision, [output(*sent) for sent in outcome.outputs])
         except (EventError, TypeError, ValueError) as error:
             return _dead(held, outcome, f"its output cannot be published: {error}")
     if decision.fate == "scheduled":
@@ -236,10 +240,17 @@ def _cut(dead: Record) -> Record:
     return cut(dead)
 
 
-def _output(topic: str, attributes: dict[str, str], data: bytes | None, sinks: frozenset[str]) -> Record:
-    """An executor's output as a record. Executors are not trusted with the bus's format: everything is checked here."""
-    if ":" in topic and sink_of(topic)[0] not in sinks:
-        raise TopicInvalid(f"{topic!r:.80} leaves through no [[sink]] of this project")
-    if "specversion" not in attributes:
-        attributes = {"specversion": "1.0", **attributes}
-    return event_record(topic, CloudEvent.from_attributes(attributes, data))
+def _outputs(sinks: frozenset[str]) -> AsRecord:
+    """Makes records of a batch's outputs. Executors are not trusted with the bus's format: everything is checked here."""
+    topics: dict[str, Callable[[CloudEvent], Record]] = {}
+
+    def record(topic: str, attributes: dict[str, str], data: bytes | None) -> Record:
+        if topic not in topics:
+            if ":" in topic and sink_of(topic)[0] not in sinks:
+                raise TopicInvalid(f"{topic!r:.80} leaves through no [[sink]] of this project")
+            topics[topic] = event_records(topic)
+        if "specversion" not in attributes:
+            attributes = {"specversion": "1.0", **attributes}
+        return topics[topic](CloudEvent.from_attributes(attributes, data))
+
+    return record

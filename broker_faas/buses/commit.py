@@ -173,7 +173,7 @@ class Lane:
 
     async def _as_batch(self, items: list[Item]) -> bool:
         """All or none. False: the server rejects it as a batch, and one by one will tell which record is to blame."""
-        said = await self._batch(items)
+        said = await self._batch(items, {})
         if said is None:
             return True
         if said.code in FULL and len({item.call for item in items}) == 1:
@@ -184,7 +184,7 @@ class Lane:
 
     async def _following(self, items: list[Item]) -> bool:
         """All or none, and only behind the positions that are known. True: what is still wanted has to be sent again, after a pause."""
-        said = await self._batch(items)
+        said = await self._batch(items, _following(items))
         if said is not None and said.code == 0:
             return False
         if said is None or said.code in LATER or said.code == NO_ATOMIC:
@@ -227,15 +227,15 @@ class Lane:
                 item.failed(refusal(one.code, one.text, item.record, self.stream))
         return len(stored) + len(refused)
 
-    async def _batch(self, items: list[Item]) -> Verdict | None:
-        """One atomic batch. None: no answer."""
+    async def _batch(self, items: list[Item], following: dict[int, bytes]) -> Verdict | None:
+        """One atomic batch. following: headers of some, by their number from 1. None: no answer."""
         self._batches += 1
         head = b"Nats-Batch-Id: %b%x\r\nNats-Batch-Sequence: " % (self._nonce.encode(), self._batches)
         async with self._connection.expect([item.record.subject for item in items[-1:]]) as replies:
             last = len(items)
             heads = [b"%b%d\r\n" % (head, n) for n in range(1, last + 1)]
             heads[-1] += b"Nats-Batch-Commit: 1\r\n"
-            for n, follows_it in _following(items).items():
+            for n, follows_it in following.items():
                 heads[n - 1] += follows_it
             answers = [""] * (last - 1) + [f"{replies.prefix}0"]
             # crash point: batch-before-write

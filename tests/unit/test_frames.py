@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from contextlib import suppress
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from broker_faas.workers.frames import (
     MAX_FRAME,
     ROOM,
     About,
+    Answers,
     Done,
     Drain,
     Failed,
@@ -28,6 +30,7 @@ from broker_faas.workers.frames import (
     decode_for_executor,
     decode_for_worker,
     encode,
+    pack,
 )
 
 OUTCOME = Outcome(7, 2, "later", "", 1.5, [("a.b", {"id": "1"}, b"x"), ("a.b", {"id": "2"}, None)])
@@ -47,6 +50,12 @@ def test_the_wire_is_an_array_that_begins_with_the_kind() -> None:
     """Bytes as the reference page has them."""
     assert bytes(encode(Done([1], []))) == b"\x00\x00\x00\x09\x93\xa4done\x91\x01\x90"
     assert bytes(encode(Drain())) == b"\x00\x00\x00\x07\x91\xa5drain"
+
+
+def test_outcomes_that_are_packed_one_by_one_lie_as_those_of_one_frame() -> None:
+    packed = msgspec.Raw(pack(OUTCOME))
+
+    assert encode(Answers([1], [packed, packed])) == encode(Done([1], [OUTCOME, OUTCOME]))
 
 
 @given(st.lists(st.binary(max_size=40), max_size=8), st.integers(1, 11))

@@ -475,6 +475,16 @@ def test_another_attempt_emits_the_same_bytes_and_no_two_outputs_share_an_id(eve
     assert len({one.id for _, one in first.outputs}) == len(outputs)
 
 
+@given(events(), json_values)
+def test_what_is_derived_and_not_checked_again_is_what_checking_would_make_of_it(event: CloudEvent, data: Any) -> None:
+    for cause in (event, event.replace(partitionkey="k", correlationid="c", hops="3"), event.replace(partitionkey="", correlationid="")):
+        made = context(cause).emit("out", data)
+        checked = CloudEvent(**made.attributes, data=made.data)
+
+        assert (made, made.headers()) == (checked, checked.headers())
+        assert list(made.attributes) == list(checked.attributes)
+
+
 def test_what_cannot_be_emitted_leaves_no_output_behind() -> None:
     ctx = context()
 

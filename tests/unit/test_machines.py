@@ -155,9 +155,9 @@ class FeedLife(RuleBasedStateMachine):
         self.settler.outcomes(ok, others)
         stored, self.settler._outbox = self.settler._outbox, []
         if stored:
-            from broker_faas.workers.settle import _unstored
+            from broker_faas.workers.settle import _outputs, _unstored
 
-            self.runner.run(self.settler._store([_unstored(*one) for one in stored]))
+            self.runner.run(self.settler._store([_unstored(*one, _outputs(frozenset())) for one in stored]))
 
     @rule(store=st.booleans())
     def stop(self, store: bool) -> None:

@@ -6,8 +6,10 @@ import os
 from contextlib import suppress
 from typing import NoReturn
 
+import msgspec
+
 from ...decide import REJECTED
-from ..frames import MAX_FRAME, Done, Log, Outcome, encode
+from ..frames import MAX_FRAME, Answers, Log, Outcome, encode, pack
 from ..output import Output
 
 LINGER_NS = 10_000_000  # an outcome never waits longer than this behind a call that takes its time
@@ -24,14 +26,14 @@ def cut_off() -> NoReturn:
 
 
 class Outbox:
-    """ok: calls that succeeded and send nothing. others: other outcomes. Their frame never exceeds MAX_FRAME."""
+    """ok: calls that succeeded and send nothing. others: other outcomes, packed, so of known size. Their frame never exceeds MAX_FRAME."""
 
     __slots__ = ("_output", "_size", "ok", "others")
 
     def __init__(self, output: Output) -> None:
         self._output = output
         self.ok: list[int] = []
-        self.others: list[Outcome] = []
+        self.others: list[msgspec.Raw] = []
         self._size = 0
 
     @property
@@ -39,12 +41,15 @@ class Outbox:
         return self._size > FULL or len(self.ok) > MANY
 
     def other(self, outcome: Outcome) -> None:
-        size = sum(_size(*output) for output in outcome.outputs)
+        size = sum([len(data) for _, _, data in outcome.outputs if data])
+        if size <= MAX_SENT:
+            packed = pack(outcome)
+            size = len(packed)
         if size > MAX_SENT:
             reason = f"its outputs have {size:,} bytes; the limit of one call is {MAX_SENT:,}"
-            outcome = Outcome(outcome.call, REJECTED, reason, "", None, [])
-        self.others.append(outcome)
-        self._size += size + 4 * len(outcome.detail)
+            packed = pack(Outcome(outcome.call, REJECTED, reason, "", None, []))
+        self.others.append(msgspec.Raw(packed))
+        self._size += len(packed)
 
     def take(self) -> bytearray:
         """Everything so far, as frames; output goes before the outcome of the call that printed it."""
@@ -52,12 +57,6 @@ class Outbox:
         if lines := self._output.take():
             raw += encode(Log(lines))
         if self.ok or self.others:
-            raw += encode(Done(self.ok, self.others))
+            raw += encode(Answers(self.ok, self.others), self._size)
             self.ok, self.others, self._size = [], [], 0
         return raw
-
-
-def _size(topic: str, attributes: dict[str, str], data: bytes | None) -> int:
-    """Bytes of an output in a frame, at most."""
-    text = "".join([topic, *attributes, *attributes.values()])
-    return len(data or b"") + (len(text) if text.isascii() else 4 * len(text)) + 10 * len(attributes)
