@@ -13,13 +13,12 @@ import msgspec
 
 from ..errors import ProtocolError
 from ..function import Spec
+from ..intake import KEPT, ROOM
 
 VERSION = 1
 MAX_FRAME = 32 << 20  # bytes of one frame's body
 FRAME = 1 << 18  # bytes of calls in one frame, about: an executor is at these while those of the next one are on their way
 LARGE = 1 << 15  # bytes of data from which on a call has a frame of its own, into which its data is not copied
-ROOM = 1 << 18  # bytes an executor reads at once
-KEPT = 4 << 20  # bytes of its buffer between frames, at most
 SLOT = 16  # bytes of one slot of the shared page: u64 call id, u64 started (CLOCK_MONOTONIC, ns), in the machine's byte order
 SLOTS = 1024  # slots of the page: the most calls that one executor overlaps
 

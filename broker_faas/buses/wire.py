@@ -14,9 +14,9 @@ from typing import TypeVar
 from nats.aio.client import DEFAULT_FLUSH_TIMEOUT, Client, Srv
 from nats.errors import Error as NatsError
 
+from ..intake import ROOM, Intake
+
 T = TypeVar("T")
-ROOM = 1 << 18  # bytes read at once
-KEPT = 4 << 20  # bytes of the buffer between messages, at most
 Sink = Callable[[bytes, bytes, bytes, bytes], None]  # subject, reply, headers, data; headers b"" if none. Must not raise.
 
 
@@ -136,46 +136,34 @@ class Tap(asyncio.BufferedProtocol):
 class Cutter:
     """Cuts messages out of a stream, however it arrives. Every other line (PING, INFO, -ERR, …) goes to `others`, whole.
 
-    Holds at most one message that is not whole, at the front of the buffer that the next bytes are read into: a byte of a message is
-    copied once, into what its sink gets. Raises ValueError or IndexError at a message that cannot be one.
+    Holds at most one message that is not whole. A byte is copied once, from where it was read into what its sink gets. Raises ValueError
+    or IndexError at a message that cannot be one.
     """
 
     def __init__(self, sinks: Mapping[int, Sink], others: Callable[[bytes], None]) -> None:
         self._sinks = sinks
         self._others = others
-        self._buffer = bytearray(ROOM)
-        self._view = memoryview(self._buffer)
-        self._end = 0  # of what was read and is not cut
-        self._wanted = 0  # `_end` from which on there may be something to cut
+        self._intake = Intake()
+        self._wanted = 0  # bytes of the message that is not whole, if they are known
 
     def feed(self, data: bytes) -> None:
-        while data:
-            room = self.room(len(data))
-            size = min(len(room), len(data))
-            room[:size] = data[:size]
-            self.filled(size)
-            data = data[size:]
+        for start in range(0, len(data), ROOM):
+            part = data[start : start + ROOM]
+            self.room(0)[: len(part)] = part
+            self.filled(len(part))
 
     def room(self, sizehint: int) -> memoryview:
-        """Where the next bytes belong. A buffer that grew for a large message does not stay."""
-        end, length = self._end, len(self._view)
-        if end == length or length > KEPT > self._wanted:
-            # Twice, not at once what a message announces: its bytes have to come.
-            self._buffer = bytearray(2 * length if end == length else ROOM + end)
-            view = memoryview(self._buffer)
-            view[:end] = self._view[:end]
-            self._view = view
-        return self._view[end:]
+        """Where to read to."""
+        return self._intake.room()
 
     def filled(self, size: int) -> None:
-        """So many bytes were read into room()."""
-        self._end = end = self._end + size
-        if end < self._wanted:
-            return
-        buffer, view, sinks = self._buffer, self._view, self._sinks
-        start = wanted = 0
-        while start < end:
-            stop = buffer.find(b"\r\n", start, end)
+        """So many bytes were read there."""
+        intake, sinks = self._intake, self._sinks
+        intake.filled(size)
+        memory, view, start, end = intake.memory, intake.view, intake.start, intake.end
+        wanted = self._wanted
+        while start + wanted < end:
+            stop = memory.find(b"\r\n", start, end)
             if stop < 0:
                 break
             words = view[start:stop].tobytes().split(b" ")
@@ -194,11 +182,10 @@ class Cutter:
             if not body <= head <= body + size:
                 raise ValueError(view[start : start + 200].tobytes())
             if body + size + 2 > end:
-                wanted = body + size + 2 - start
+                wanted = body + size + 1 - start
                 break
             if sink := sinks.get(int(words[2])):
                 sink(words[1], reply, view[body:head].tobytes(), view[head : body + size].tobytes())
-            start = body + size + 2
-        if 0 < start < end:
-            view[: end - start] = view[start:end]
-        self._end, self._wanted = end - start, wanted
+            start, wanted = body + size + 2, 0
+        self._wanted = wanted
+        intake.taken(start)

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_faas.errors import ProtocolError
+from broker_faas.intake import KEPT, ROOM
 from broker_faas.workers.frames import (
-    KEPT,
     MAX_FRAME,
-    ROOM,
     About,
     Done,
     Drain,
