@@ -29,7 +29,7 @@ SICK_AFTER = 3  # executors in a row that did not start or died with nothing to 
 IDLE = 60.0  # seconds without a call before an executor ends
 CLOSE = 5.0  # seconds for executors to leave their lifespan
 KILL_AFTER = 2.0  # seconds between the deadline (the executor cancels) and SIGKILL to its process group
-WINDOW = 2000  # calls one executor may hold: frames of 500 stay below its 32 MiB with 16 KiB events
+WINDOW = 2000  # calls one executor may hold
 WINDOW_BYTES = 8 << 20  # bytes of calls one executor may hold; a single larger call is still sent
 
 Fork = Callable[[Group, "Pool"], Awaitable[Executor]]

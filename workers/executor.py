@@ -19,11 +19,12 @@ from ..decide import OK, TIMEOUT
 from ..errors import MAX_DELAY, ExecutorError, ProtocolError
 from ..function import Spec
 from ..pipe import Pipe
-from .frames import SLOTS, VERSION, Done, Drain, Failed, Hello, Log, Ready, Run, Setup, Splitter, decode_for_worker, encode
+from .frames import SLOTS, VERSION, Done, Drain, Failed, Hello, Log, Ready, Setup, Splitter, decode_for_worker, encode, run_frames
 from .frames import Outcome as Outcome
 from .page import Page
 
 HIGH_WATER = 4 << 20  # bytes not taken yet by an executor, above which it is `paused`
+SOCKET_BUFFER = 1 << 20  # bytes on their way to it; the kernel may allow less (net.core.wmem_max)
 HANGS_UP = 1.0  # seconds between the end of its socket and its own
 MAX_REASON = 1000  # characters; MAX_DETAIL likewise: what a dead letter could keep at most
 MAX_DETAIL = 16 << 10
@@ -130,7 +131,7 @@ class Executor(asyncio.Protocol):
         self._zygote_died = False
 
     def run(self, calls: Sequence[Call]) -> None:
-        """Sends calls, in one frame if they fit. Of an executor that has ended, they stay in flight until exited() is called."""
+        """Sends calls, in as few frames as is good. Of an executor that has ended, they stay in flight until exited() is called."""
         if not self.inflight:
             self.moved = monotonic()
         self.inflight.update({call.id: call for call in calls})
@@ -141,7 +142,7 @@ class Executor(asyncio.Protocol):
         else:
             for call in calls:
                 self.load[call.function] += 1
-        self._send_calls(calls, size)
+        self._send_calls(calls)
 
     def running(self) -> dict[int, float]:
         """The calls it is in, and since when: seconds of time.monotonic()."""
@@ -199,6 +200,7 @@ class Executor(asyncio.Protocol):
                 theirs.callback(os.close, self._page.fd)
                 undo.callback(self._page.close)
                 ours, end = socket.socketpair()
+                ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
                 theirs.enter_context(end)
                 undo.callback(ours.close)
                 read, write = os.pipe2(os.O_CLOEXEC)
@@ -329,19 +331,13 @@ class Executor(asyncio.Protocol):
                 self.events += answered
                 self._listener.outcomes(self, done, pairs)
 
-    def _send_calls(self, calls: Sequence[Call], size: int) -> None:
+    def _send_calls(self, calls: Sequence[Call]) -> None:
         if self._transport.is_closing():
             return
-        room = size + 300 * len(calls)
-        try:
-            frame = encode(Run([(call.id, call.function, call.topic, call.attempt, call.headers, call.data) for call in calls]), room)
-        except ProtocolError:  # too much for one frame
-            self._send_calls(calls[: len(calls) // 2], size // 2)
-            self._send_calls(calls[len(calls) // 2 :], size // 2)
-        else:
-            # crash point: calls-before-write
-            self._transport.write(frame)
-            # crash point: calls-written
+        pieces = run_frames([(call.id, call.function, call.topic, call.attempt, call.headers, call.data) for call in calls])
+        # crash point: calls-before-write
+        self._transport.writelines(pieces)
+        # crash point: calls-written
 
 
 def signal_name(number: int) -> str:

@@ -6,20 +6,23 @@ docs/reference/executor-protocol.md is the description; tests/unit/test_executor
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from ..errors import ProtocolError
 from ..function import Spec
+from ..intake import KEPT, ROOM
 
 VERSION = 1
 MAX_FRAME = 32 << 20  # bytes of one frame's body
-ROOM = 1 << 18  # bytes an executor reads at once
-KEPT = 4 << 20  # bytes of its buffer between frames, at most
+FRAME = 1 << 18  # bytes of calls in one frame, about: an executor is at these while those of the next one are on their way
+LARGE = 1 << 15  # bytes of data from which on a call has a frame of its own, into which its data is not copied
 SLOT = 16  # bytes of one slot of the shared page: u64 call id, u64 started (CLOCK_MONOTONIC, ns), in the machine's byte order
 SLOTS = 1024  # slots of the page: the most calls that one executor overlaps
 
+CALL = 300  # bytes of a call in a frame beside its headers and data, at most; a longer topic makes it grow
 RunCall = tuple[int, int, str, int, bytes, bytes]
 """call id, function (its place in hello's `functions`), topic, attempt (from 1), headers of the record, data."""
 
@@ -119,7 +122,7 @@ def encode(frame: ToExecutor | ToWorker | Answers, room: int = 60) -> bytearray:
     _encode_into(frame, raw, 4)
     size = len(raw) - 4
     if size > MAX_FRAME:
-        raise ProtocolError(f"a frame of {size:,} bytes; the limit is {MAX_FRAME:,}")
+        raise _too_large(size)
     raw[:4] = size.to_bytes(4, "big")
     return raw
 
@@ -127,6 +130,42 @@ def encode(frame: ToExecutor | ToWorker | Answers, room: int = 60) -> bytearray:
 def pack(outcome: Outcome) -> bytes:
     """An outcome as it lies in Answers."""
     return _encoder.encode(outcome)
+
+
+def run_frames(calls: Sequence[RunCall]) -> list[bytes | bytearray]:
+    """Run frames of these calls, in pieces that are to be written one after the other."""
+    pieces: list[bytes | bytearray] = []
+    together: list[RunCall] = []
+    room = 0
+    for call in calls:
+        large = len(call[5]) >= LARGE
+        if together and (large or room >= FRAME):
+            pieces.append(encode(Run(together), room))
+            together, room = [], 0
+        if large:
+            pieces += _apart(call)
+        else:
+            together.append(call)
+            room += CALL + len(call[4]) + len(call[5])
+    if together:
+        pieces.append(encode(Run(together), room))
+    return pieces
+
+
+def _apart(call: RunCall) -> tuple[bytearray, bytes]:
+    """encode(Run([call])) in two pieces: its data comes last, so that it can be written from where it lies."""
+    id, function, topic, attempt, headers, data = call
+    head = encode(Run([(id, function, topic, attempt, headers, b"")]), CALL + len(headers))
+    head[-2:] = b"\xc6" + len(data).to_bytes(4, "big")  # bin 32, instead of one that is empty
+    size = len(head) - 4 + len(data)
+    if size > MAX_FRAME:
+        raise _too_large(size)
+    head[:4] = size.to_bytes(4, "big")
+    return head, data
+
+
+def _too_large(size: int) -> ProtocolError:
+    return ProtocolError(f"a frame of {size:,} bytes; the limit is {MAX_FRAME:,}")
 
 
 def decode_for_executor(body: bytes | memoryview) -> ToExecutor:
@@ -224,5 +263,5 @@ class Inbox:
             view[: len(rest)] = rest
             self._view = view
         elif self._start:
-            self._view[: len(rest)] = bytes(rest)
+            self._view[: len(rest)] = rest
         self._start, self._end = 0, len(rest)

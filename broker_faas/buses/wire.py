@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from nats.aio.client import DEFAULT_FLUSH_TIMEOUT, Client, Srv
 from nats.errors import Error as NatsError
 
+from ..intake import ROOM, Intake
+
+T = TypeVar("T")
 Sink = Callable[[bytes, bytes, bytes, bytes], None]  # subject, reply, headers, data; headers b"" if none. Must not raise.
 
 
@@ -78,58 +82,91 @@ class WireClient(Client):
     async def _read_loop(self) -> None:
         """nats-py's loop reads what `Cutter` leaves; the rest never reaches its reader, so that no task has to wake up for it."""
         reader: asyncio.StreamReader = self._transport._io_reader  # type: ignore[union-attr]
-        leave = reader.feed_data
-        cutter = Cutter(self.sinks, leave)
-
-        def feed(data: bytes) -> None:
-            try:
-                try:
-                    cutter.feed(data)
-                finally:
-                    while self.afterwards:
-                        self.afterwards.pop()()
-            except Exception as error:  # no NATS server wrote this: a new connection, instead of a guess where the next message begins
-                reader.feed_data = _drop  # type: ignore[method-assign,assignment]
-                reader.set_exception(NatsError(f"nats: not its protocol: {error!r}"))
-
-        early = bytes(reader._buffer)  # type: ignore[attr-defined]  # what came behind the server's first PONG
-        reader._buffer.clear()  # type: ignore[attr-defined]
-        reader.feed_data = feed  # type: ignore[method-assign,assignment]
-        feed(early)
+        transport: asyncio.Transport = self._transport._io_writer.transport  # type: ignore[union-attr]
+        if not transport.is_closing():
+            tap = Tap(Cutter(self.sinks, reader.feed_data), self.afterwards, reader, transport.get_protocol())
+            early = bytes(reader._buffer)  # type: ignore[attr-defined]  # what came behind the server's first PONG
+            reader._buffer.clear()  # type: ignore[attr-defined]
+            transport.pause_reading()  # uvloop looks at the protocol when it begins to read
+            transport.set_protocol(tap)
+            tap.feed(early)
+            transport.resume_reading()
         await super()._read_loop()
         task = asyncio.current_task()
         if self.is_connected and not (task and task.cancelling()):  # it swallows what it does not know, and is deaf from then on
             await self._process_op_err(NatsError("nats: reading stopped"))
 
 
+class Tap(asyncio.BufferedProtocol):
+    """Between the socket and nats-py's reader: bytes are read where they are cut, and all else is the reader's protocol's to hear."""
+
+    def __init__(
+        self, cutter: Cutter, afterwards: list[Callable[[], None]], reader: asyncio.StreamReader, protocol: asyncio.BaseProtocol
+    ) -> None:
+        self._cutter = cutter
+        self._afterwards = afterwards
+        self._reader = reader
+        self._broken = False
+        self.get_buffer = cutter.room  # type: ignore[method-assign]
+        self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
+        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
+        self.eof_received = protocol.eof_received  # type: ignore[method-assign,attr-defined]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._cut(self._cutter.filled, nbytes)
+
+    def feed(self, data: bytes) -> None:
+        self._cut(self._cutter.feed, data)
+
+    def _cut(self, cut: Callable[[T], None], what: T) -> None:
+        if self._broken:
+            return
+        try:
+            try:
+                cut(what)
+            finally:
+                while self._afterwards:
+                    self._afterwards.pop()()
+        except Exception as error:  # no NATS server wrote this: a new connection, instead of a guess where the next message begins
+            self._broken = True
+            self._reader.set_exception(NatsError(f"nats: not its protocol: {error!r}"))
+
+
 class Cutter:
     """Cuts messages out of a stream, however it arrives. Every other line (PING, INFO, -ERR, …) goes to `others`, whole.
 
-    Holds at most one message that is not whole. Raises ValueError or IndexError at a message that cannot be one.
+    Holds at most one message that is not whole. A byte is copied once, from where it was read into what its sink gets. Raises ValueError
+    or IndexError at a message that cannot be one.
     """
 
     def __init__(self, sinks: Mapping[int, Sink], others: Callable[[bytes], None]) -> None:
         self._sinks = sinks
         self._others = others
-        self._parts: list[bytes] = []  # of a message or line that is not whole yet
-        self._missing = 0  # bytes; 0: unknown, a line without its end
+        self._intake = Intake()
+        self._wanted = 0  # bytes of the message that is not whole, if they are known
 
     def feed(self, data: bytes) -> None:
-        if self._parts:
-            self._parts.append(data)
-            self._missing -= len(data)
-            if self._missing > 0:
-                return
-            data = b"".join(self._parts)
-            self._parts = []
-        sinks = self._sinks
-        start, end = 0, len(data)
-        while start < end:
-            stop = data.find(b"\r\n", start)
+        for start in range(0, len(data), ROOM):
+            part = data[start : start + ROOM]
+            self.room(0)[: len(part)] = part
+            self.filled(len(part))
+
+    def room(self, sizehint: int) -> memoryview:
+        """Where to read to."""
+        return self._intake.room()
+
+    def filled(self, size: int) -> None:
+        """So many bytes were read there."""
+        intake, sinks = self._intake, self._sinks
+        intake.filled(size)
+        memory, view, start, end = intake.memory, intake.view, intake.start, intake.end
+        wanted = self._wanted
+        while start + wanted < end:
+            stop = memory.find(b"\r\n", start, end)
             if stop < 0:
-                self._missing = 0
                 break
-            words = data[start:stop].split(b" ")
+            words = view[start:stop].tobytes().split(b" ")
             if words[0] == b"HMSG":
                 size = int(words[-1])
                 body, head = stop + 2, stop + 2 + int(words[-2])
@@ -139,20 +176,16 @@ class Cutter:
                 body = head = stop + 2
                 reply = words[3] if len(words) == 5 else b""
             else:
-                self._others(data[start : stop + 2])
+                self._others(view[start : stop + 2].tobytes())
                 start = stop + 2
                 continue
             if not body <= head <= body + size:
-                raise ValueError(data[start : start + 200])
+                raise ValueError(view[start : start + 200].tobytes())
             if body + size + 2 > end:
-                self._missing = body + size + 2 - end
+                wanted = body + size + 1 - start
                 break
-            start = body + size + 2
             if sink := sinks.get(int(words[2])):
-                sink(words[1], reply, data[body:head], data[head : body + size])
-        if start < end:
-            self._parts = [data[start:]]
-
-
-def _drop(data: bytes) -> None:
-    pass
+                sink(words[1], reply, view[body:head].tobytes(), view[head : body + size].tobytes())
+            start, wanted = body + size + 2, 0
+        self._wanted = wanted
+        intake.taken(start)

@@ -80,8 +80,8 @@ def test_what_cannot_be_a_message_is_an_error_and_not_an_endless_loop(garbage: b
 
 async def test_a_server_that_writes_garbage_costs_a_reconnect(bus_url: str) -> None:
     async with NatsBus(bus_url).open() as bus:
-        reader = bus._connection.client._transport._io_reader  # type: ignore[union-attr]
-        reader.feed_data(b"MSG a 7 -5\r\n")
+        tap = bus._connection.client._transport._io_writer.transport.get_protocol()  # type: ignore[union-attr]
+        tap.feed(b"MSG a 7 -5\r\n")
         await eventually(lambda: bus._connection.client.stats["reconnects"] == 1)
         await eventually(lambda: bus.connected)
 

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_faas.errors import ProtocolError
+from broker_faas.intake import KEPT, ROOM
 from broker_faas.workers.frames import (
-    KEPT,
+    FRAME,
+    LARGE,
     MAX_FRAME,
-    ROOM,
     About,
     Answers,
     Done,
@@ -31,6 +32,7 @@ from broker_faas.workers.frames import (
     decode_for_worker,
     encode,
     pack,
+    run_frames,
 )
 
 OUTCOME = Outcome(7, 2, "later", "", 1.5, [("a.b", {"id": "1"}, b"x"), ("a.b", {"id": "2"}, None)])
@@ -44,6 +46,19 @@ def test_what_an_executor_encodes_the_worker_decodes(frame: ToWorker) -> None:
 @pytest.mark.parametrize("frame", [Run([(1, 0, "t", 1, b"h", b"d")]), Drain()])
 def test_what_the_worker_encodes_an_executor_decodes(frame: Run | Drain) -> None:
     assert decode_for_executor(bytes(encode(frame))[4:]) == frame
+
+
+@given(st.lists(st.sampled_from([0, 1, 300, LARGE - 1, LARGE, FRAME, 1 << 20]), max_size=12))
+@settings(max_examples=25, deadline=None)
+def test_calls_come_in_their_order_in_frames_that_are_no_larger_than_they_need_to_be(sizes: list[int]) -> None:
+    calls = [(n, 0, "t" * (n + 1), 1, b"h" * n, bytes([n]) * size) for n, size in enumerate(sizes)]
+    pieces = run_frames(calls)
+    frames = [decode_for_executor(body) for body in Splitter().feed(b"".join(pieces))]
+
+    assert all(isinstance(frame, Run) for frame in frames)
+    assert [call for frame in frames if isinstance(frame, Run) for call in frame.calls] == calls
+    assert all(any(piece is call[5] for piece in pieces) for call in calls if len(call[5]) >= LARGE)  # not copied
+    assert all(len(piece) < FRAME + 2 * LARGE for piece in pieces if not any(piece is call[5] for call in calls))
 
 
 def test_the_wire_is_an_array_that_begins_with_the_kind() -> None:
@@ -104,6 +119,8 @@ def test_an_inbox_refuses_a_length_beyond_the_limit_before_its_bytes_come() -> N
 def test_a_frame_that_is_too_large_is_not_sent() -> None:
     with pytest.raises(ProtocolError, match="the limit is 33,554,432"):
         encode(Run([(1, 0, "t", 1, b"", bytes(MAX_FRAME))]))
+    with pytest.raises(ProtocolError, match="the limit is 33,554,432"):
+        run_frames([(1, 0, "t", 1, b"", bytes(MAX_FRAME))])
 
 
 @pytest.mark.parametrize(
