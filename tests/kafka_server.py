@@ -119,6 +119,11 @@ class OwnKafka:
             self._process.kill()
             await self._process.wait()
 
+    def freeze(self) -> None:
+        """SIGSTOP: its connections stay, and it says nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
     async def kill(self) -> None:
         await self.stop(signal.SIGKILL)
 

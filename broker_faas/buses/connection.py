@@ -162,7 +162,7 @@ class Connection:
     # --- nats-py's callbacks ---
 
     async def on_error(self, error: Exception) -> None:
-        text = refusal(error, "ca") or str(error) or type(error).__name__
+        text = refusal(error, "ca (or SSL_CERT_FILE)") or str(error) or type(error).__name__
         self.last_error = text
         if self._connecting and isinstance(error, SSLCertVerificationError | NoTls):
             self._untrusted(text)

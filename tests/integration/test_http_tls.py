@@ -63,9 +63,9 @@ def wrongly(receiver: Receiver, what: str) -> dict[str, Any]:
     [
         ("not trusted", 78, r"localhost:\d+ cannot be connected to: its certificate is not trusted: .*: ca_file has to name who signed it"),
         ("wrong name", 78, r"127.0.0.1:\d+ cannot be connected to: .*is not valid for '127.0.0.1': connect by a name that it has"),
-        ("TLS there", 75, r"localhost:\d+ did not answer: .*"),
-        ("no certificate", 75, r"localhost:\d+ did not answer: .*"),
-        ("a stranger's certificate", 75, r"localhost:\d+ did not answer: .*"),
+        ("TLS there", 75, r"localhost:\d+ did not answer: .*: are http or https, and cert_file, what this port wants\?"),
+        ("no certificate", 75, r"localhost:\d+ did not answer: .*: are http or https, and cert_file, what this port wants\?"),
+        ("a stranger's certificate", 75, r"localhost:\d+ did not answer: .*: are http or https, and cert_file, what this port wants\?"),
         ("no file", 78, r"the certificates cannot be read .*: '/nowhere.pem'"),
         ("a key with a password", 78, "the key has a password"),
     ],

@@ -19,6 +19,7 @@ from broker_faas.errors import BusRefused
 from tests import secured
 from tests.certificates import PASSWORD, Certificates
 from tests.systems.nats_tls import nats_tls
+from tests.terminal import Faas, project
 
 
 class Server(NamedTuple):
@@ -74,11 +75,11 @@ def wrongly(server: Server, plain_url: str, what: str) -> dict[str, Any]:
 
 
 CASES = [
-    ("not trusted", r"NATS at localhost:\d+: its certificate is not trusted: .*: ca has to name who signed it"),
+    ("not trusted", r"NATS at localhost:\d+: its certificate is not trusted: .*: ca \(or SSL_CERT_FILE\) has to name who signed it"),
     ("wrong name", r"NATS at 127.0.0.1:\d+: .*is not valid for '127.0.0.1': connect by a name that it has"),
     ("wrong password", r"NATS refuses these credentials; check user, password, token or the .creds file"),
     ("no TLS there", r"NATS at 127.0.0.1:\d+: it speaks no TLS, which tls:// asks for"),
-    ("TLS there", r"NATS at localhost:\d+: its certificate is not trusted: .*: ca has to name who signed it"),
+    ("TLS there", r"NATS at localhost:\d+: its certificate is not trusted: .*: ca \(or SSL_CERT_FILE\) has to name who signed it"),
     ("no file", r"the certificates cannot be read .*: '/nowhere.pem'"),
     ("credentials without their package", r"a .creds file needs the package nkeys: pip install nkeys"),
 ]
@@ -90,6 +91,14 @@ async def test_what_keeps_it_out_is_told_in_a_line(server: Server, bus_url: str,
 
     assert re.search(says, secured.source_says(tmp_path / "shop", 78, {**options, **SOURCE}))
     assert re.search(says, await secured.sink_says(tmp_path / "shop", 78, options))
+
+
+def test_the_bus_itself_is_trusted_by_the_authorities_of_its_environment(server: Server, tmp_path: Path) -> None:
+    folder = project(tmp_path / "shop", "")
+    distrusted = Faas(folder, NATS_URL=server.url())("lag", code=78).stderr
+
+    assert re.match(rf"faas: {CASES[0][1]}\n$", distrusted)
+    Faas(folder, NATS_URL=server.url(), SSL_CERT_FILE=server.certificates.ca)("lag")
 
 
 @pytest.mark.parametrize("kind", ["connector", "sink"])
