@@ -20,7 +20,7 @@ from time import time
 from typing import Protocol, TypeVar
 
 from ..bus import Bus, Position
-from ..errors import BusFull, BusUnavailable, EventTooLarge, Overtaken, SourceError, SourceUnavailable
+from ..errors import BusFull, BusUnavailable, EventTooLarge, Overtaken, SourceError, SourceRefused, SourceUnavailable
 from ..service import Stuck, first
 from ..service import pause as pausing
 from .batch import Batch, Known, Ready, Route, following, records, smaller
@@ -107,7 +107,10 @@ class Pump:
         async with AsyncExitStack() as stack:
             if self.decoder:
                 self._decoding = await stack.enter_async_context(self.decoder.open())
-            await self._sessions(stop)
+            try:
+                await self._sessions(stop)
+            except SourceRefused as error:
+                raise SourceRefused(f"connector {self.route.name}: {error}") from None
 
     async def renew(self) -> None:
         """The decoder's code has changed. Raises ConfigError, SourceUnavailable: what was imported before goes on."""

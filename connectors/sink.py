@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 
 from ..bus import Bus, Delivery, Queue, Record, Subscription
 from ..decide import FAILED, REJECTED, decide, spread
-from ..errors import BusFull, BusUnavailable, EventError, EventTooLarge, SinkUnavailable
+from ..errors import BusFull, BusUnavailable, EventError, EventTooLarge, SinkRefused, SinkUnavailable
 from ..event import CloudEvent
 from ..layout import cut, dead_record, origin, retry_record
 from ..retry import RetryPolicy
@@ -117,7 +117,8 @@ class Outlet:
                     for task in others:
                         task.cancel()
             except BaseExceptionGroup as failures:
-                raise first(failures) from None
+                error = first(failures)
+                raise (SinkRefused(f"sink {self.name}: {error}") if isinstance(error, SinkRefused) else error) from None
             finally:
                 if self._held:
                     subscription.settle((), [(delivery, 0.0) for delivery in self._held.values()])

@@ -92,7 +92,7 @@ async def kafka(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     if servers := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
         yield servers
         return
-    _kafka_jars()
+    kafka_jars()
     async with kafka_server.running(tmp_path_factory.mktemp("kafka") / "broker") as broker:
         yield broker.servers
 
@@ -100,7 +100,7 @@ async def kafka(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
 @pytest_asyncio.fixture
 async def own_kafka(tmp_path: Path) -> AsyncIterator[kafka_server.OwnKafka]:
     """A started broker to break."""
-    _kafka_jars()
+    kafka_jars()
     async with kafka_server.running(tmp_path / "kafka") as broker:
         yield broker
 
@@ -108,7 +108,7 @@ async def own_kafka(tmp_path: Path) -> AsyncIterator[kafka_server.OwnKafka]:
 @pytest_asyncio.fixture
 async def three_kafkas(tmp_path: Path) -> AsyncIterator[Sequence[kafka_server.OwnKafka]]:
     """A cluster to break."""
-    _kafka_jars()
+    kafka_jars()
     async with kafka_server.three(tmp_path / "kafkas") as brokers:
         yield brokers
 
@@ -124,7 +124,7 @@ def kcat() -> str:
     pytest.skip(f"NO REAL CLIENT, NOT TESTED: {missing}")
 
 
-def _kafka_jars() -> None:
+def kafka_jars() -> None:
     try:
         kafka_server.jars()
     except kafka_server.Missing as error:

@@ -14,6 +14,8 @@ from hashlib import blake2b
 from pathlib import Path
 from time import monotonic
 
+from .certificates import PASSWORD, Certificates
+
 POM = """\
 <project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
@@ -63,14 +65,16 @@ class OwnKafka:
     """A broker to break: after kill() or stop(), start() brings it back with its data and port.
 
     controllers: ports of all brokers of the cluster, of which this one is the `node`th; without any it is alone.
+    certificates: it listens for TLS, too.
     """
 
-    def __init__(self, folder: Path, node: int = 1, controllers: Sequence[int] = ()) -> None:
+    def __init__(self, folder: Path, node: int = 1, controllers: Sequence[int] = (), certificates: Certificates | None = None) -> None:
         self.node = node
         self._folder = folder
         self._libs = jars()
         self._process: asyncio.subprocess.Process | None = None
-        self._port, self._sasl, alone = _free_ports(3)
+        self._port, self._sasl, alone, self.ssl_port, self.sasl_ssl_port = free_ports(5)
+        self._certificates = certificates
         self._controllers = controllers or [alone]
 
     @property
@@ -88,7 +92,8 @@ class OwnKafka:
             self._folder.mkdir(parents=True)
             (self._folder / "server.properties").write_text(self._settings())
             alone = ["--standalone"] if len(self._controllers) == 1 else []
-            code = await (await self._java("kafka.tools.StorageTool", "format", *alone, "-t", CLUSTER, "-c")).wait()
+            users = [word for n in (256, 512) for word in ("-S", f"SCRAM-SHA-{n}=[name=shop,password={PASSWORD}]") if self._certificates]
+            code = await (await self._java("kafka.tools.StorageTool", "format", *alone, *users, "-t", CLUSTER, "-c")).wait()
             if code:
                 raise AssertionError(f"Kafka's folder cannot be made: {self._log()}")
         self._process = await self._java("kafka.Kafka")
@@ -114,6 +119,11 @@ class OwnKafka:
             self._process.kill()
             await self._process.wait()
 
+    def freeze(self) -> None:
+        """SIGSTOP: its connections stay, and it says nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
     async def kill(self) -> None:
         await self.stop(signal.SIGKILL)
 
@@ -133,7 +143,7 @@ class OwnKafka:
         )
         count = len(self._controllers)
         voters = ",".join(f"{node}@127.0.0.1:{port}" for node, port in enumerate(self._controllers, 1))
-        settings = {
+        settings: dict[str, object] = {
             "process.roles": "broker,controller",
             "node.id": self.node,
             "controller.quorum.bootstrap.servers" if count == 1 else "controller.quorum.voters": voters.split("@")[1]
@@ -163,13 +173,37 @@ class OwnKafka:
             "num.partitions": 4,
             "min.insync.replicas": min(2, count),
         }
+        if self._certificates:
+            settings |= self._tls(listeners, self._certificates)
         return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+    def _tls(self, listeners: str, certificates: Certificates) -> dict[str, object]:
+        """ssl_port: who has a certificate of the authority's. sasl_ssl_port: `shop`, by SCRAM or PLAIN. Their host is localhost."""
+        pair = self._folder / "server.pem"
+        pair.write_text(Path(certificates.server_key).read_text() + Path(certificates.server).read_text())
+        return {
+            "listeners": f"{listeners},SSL://127.0.0.1:{self.ssl_port},SASL_SSL://127.0.0.1:{self.sasl_ssl_port}",
+            "advertised.listeners": f"{listeners},SSL://localhost:{self.ssl_port},SASL_SSL://localhost:{self.sasl_ssl_port}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL",
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": pair,
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": certificates.ca,
+            "listener.name.ssl.ssl.client.auth": "required",
+            "listener.name.sasl_ssl.sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
+            "listener.name.sasl_ssl.plain.sasl.jaas.config": (
+                f'org.apache.kafka.common.security.plain.PlainLoginModule required user_shop="{PASSWORD}";'
+            ),
+            "listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config": "org.apache.kafka.common.security.scram.ScramLoginModule required;",
+            "listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config": "org.apache.kafka.common.security.scram.ScramLoginModule required;",
+            "super.users": "User:ANONYMOUS;User:shop;User:CN=shop",
+        }
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[OwnKafka]:
+async def running(folder: Path, certificates: Certificates | None = None) -> AsyncIterator[OwnKafka]:
     """A broker whose data and process are gone at the end. Raises Missing."""
-    own = OwnKafka(folder)
+    own = OwnKafka(folder, certificates=certificates)
     try:
         await own.start()
         yield own
@@ -181,7 +215,7 @@ async def running(folder: Path) -> AsyncIterator[OwnKafka]:
 @asynccontextmanager
 async def three(folder: Path) -> AsyncIterator[Sequence[OwnKafka]]:
     """A cluster of three brokers, any one of which may be away. Raises Missing."""
-    controllers = _free_ports(3)
+    controllers = free_ports(3)
     async with AsyncExitStack() as stack:
         brokers = [OwnKafka(folder / str(node), node, controllers) for node in (1, 2, 3)]
         for broker in brokers:
@@ -193,7 +227,7 @@ async def three(folder: Path) -> AsyncIterator[Sequence[OwnKafka]]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:

@@ -105,7 +105,7 @@ async def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ra
     if url := os.environ.get("AMQP_URL"):
         yield Rabbit(url)
         return
-    made = _node(tmp_path_factory.mktemp("rabbitmq") / "node")
+    made = rabbit_node(tmp_path_factory.mktemp("rabbitmq") / "node")
     try:
         await made.start()
         yield made
@@ -116,7 +116,7 @@ async def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ra
 @pytest_asyncio.fixture
 async def own_rabbitmq(tmp_path: Path) -> AsyncIterator[Rabbit]:
     """A started one, to break."""
-    made = _node(tmp_path / "own-rabbitmq")
+    made = rabbit_node(tmp_path / "own-rabbitmq")
     try:
         await made.start()
         yield made
@@ -124,11 +124,14 @@ async def own_rabbitmq(tmp_path: Path) -> AsyncIterator[Rabbit]:
         await made.stop()
 
 
-def _node(folder: Path) -> Rabbit:
+def rabbit_node(folder: Path, *settings: str) -> Rabbit:
+    """Not started. settings: lines of its rabbitmq.conf."""
     try:
         node = servers.rabbit(folder)
     except servers.Unavailable as error:
         if os.environ.get("CI"):
             pytest.fail(str(error), pytrace=False)
         pytest.skip(f"NO REAL SERVER, NOT TESTED: {error}")
+    with open(folder / "rabbitmq.conf", "a") as conf:
+        conf.writelines(f"{line}\n" for line in settings)
     return Rabbit(node.url, node)

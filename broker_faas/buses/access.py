@@ -6,6 +6,7 @@ import ssl
 from dataclasses import dataclass, field
 
 from ..errors import ConfigError
+from ..tls import client_context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,6 @@ class Access:
         if not (self.ca or self.cert):
             return None
         try:
-            context = ssl.create_default_context(cafile=self.ca)
-            if self.cert:
-                context.load_cert_chain(self.cert, self.key)
-        except OSError as e:
-            raise ConfigError(f"TLS files of the bus cannot be used (ca={self.ca}, cert={self.cert}, key={self.key}): {e}") from e
-        return context
+            return client_context(self.ca, self.cert, self.key)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None

@@ -11,14 +11,16 @@ import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from importlib.util import find_spec
+from ssl import SSLCertVerificationError
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 from nats.errors import Error as NatsError
 
 from ..errors import BusError, BusRefused, BusUnavailable, ConfigError
+from ..tls import refusal
 from .replies import Replies, api_answer
-from .wire import Sink, WireClient
+from .wire import NoTls, Sink, WireClient
 
 if TYPE_CHECKING:
     from .access import Access
@@ -45,9 +47,11 @@ class Listener(Protocol):
 class Connection:
     """up: set while bytes reach a server. closed: set when it is given up. last_error: what nats-py said last."""
 
-    def __init__(self, client: WireClient, inbox: str) -> None:
+    def __init__(self, client: WireClient, inbox: str, servers: int = 1) -> None:
         self.client = client
         self.inbox = inbox
+        self._servers = servers
+        self._distrusted: set[str] = set()  # servers that are not who they should be, at the start
         self.up = asyncio.Event()
         self.closed = asyncio.Event()
         self.last_error = ""
@@ -158,8 +162,10 @@ class Connection:
     # --- nats-py's callbacks ---
 
     async def on_error(self, error: Exception) -> None:
-        text = str(error) or type(error).__name__
+        text = refusal(error, "ca (or SSL_CERT_FILE)") or str(error) or type(error).__name__
         self.last_error = text
+        if self._connecting and isinstance(error, SSLCertVerificationError | NoTls):
+            self._untrusted(text)
         low = text.lower()
         if violation := _VIOLATION.search(low):
             kind, subject = violation.groups()
@@ -185,6 +191,14 @@ class Connection:
         if now - self._refused_since >= REFUSED and not self.closed.is_set():
             log.error("bus connection given up: the server refuses our credentials", extra={"seconds": REFUSED, "do": REFUSAL})
             self.closed.set()
+
+    def _untrusted(self, why: str) -> None:
+        """At the start that is an error once every server has said it; later it may be a rollout of certificates."""
+        server = self.client._current_server
+        assert server is not None
+        self._distrusted.add(server.uri.netloc)
+        if len(self._distrusted) >= self._servers:
+            raise BusRefused(f"NATS at {server.uri.hostname}:{server.uri.port}: {why}")
 
     async def on_lost(self) -> None:
         self.up.clear()
@@ -227,8 +241,8 @@ async def connect(urls: Iterable[str], name: str, access: Access, seconds: float
     if access.credentials and find_spec("nkeys") is None:
         raise ConfigError("a .creds file needs the package nkeys: pip install nkeys")
     client = WireClient()
-    connection = Connection(client, f"{access.inbox}.{secrets.token_hex(8)}")
     servers = list(urls)
+    connection = Connection(client, f"{access.inbox}.{secrets.token_hex(8)}", len(servers))
     try:
         try:
             with _heard():

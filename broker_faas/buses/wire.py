@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from nats.aio.client import DEFAULT_FLUSH_TIMEOUT, Client, Srv
 from nats.errors import Error as NatsError
@@ -17,6 +17,12 @@ from nats.errors import Error as NatsError
 from ..intake import ROOM, Intake
 
 T = TypeVar("T")
+
+
+class NoTls(NatsError):
+    """The server does not offer what its url asks for."""
+
+
 Sink = Callable[[bytes, bytes, bytes, bytes], None]  # subject, reply, headers, data; headers b"" if none. Must not raise.
 
 
@@ -72,6 +78,30 @@ class WireClient(Client):
     async def _connect_to_server(self, s: Srv) -> None:
         self._abort()  # the socket of a try that failed halfway would stay open
         await super()._connect_to_server(s)
+
+    async def _process_connect_init(self) -> None:
+        """A connection whose handshake failed never says that it is closed, and nats-py waits for that, before it tries another server."""
+        try:
+            await super()._process_connect_init()
+        except BaseException:
+            self._abort()
+            self._transport = None
+            raise
+
+    def _connect_command(self) -> bytes:
+        """What is written first on TLS. asyncio was not told that it is TLS, and would warn at its end."""
+        writer: asyncio.StreamWriter = self._transport._io_writer  # type: ignore[union-attr]
+        writer.transport.get_protocol()._over_ssl = writer.get_extra_info("ssl_object") is not None  # type: ignore[attr-defined]
+        return super()._connect_command()
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """For tls://, nats-py speaks TLS only if the server, or who is in between, asks for it: else the password goes in the clear."""
+        server = self._current_server
+        if initial_connection and server is not None and server.uri.scheme == "tls":
+            if not (info.get("tls_required") or info.get("tls_available")):
+                raise NoTls("it speaks no TLS, which tls:// asks for")
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
 
     def _abort(self) -> None:
         """nats-py's close() waits until all written bytes have left, which on a dead link is never."""

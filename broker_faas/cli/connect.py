@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from ..errors import ConfigError
+from ..errors import ConfigError, SourceRefused, SourceUnavailable
 from . import logs, process
 from .connection import Place, find, project, url_option
 from .describe import as_json
@@ -50,7 +50,8 @@ def connect(names: tuple[str, ...], dry_run: bool, url: str | None) -> None:
       faas connect orders --dry-run
     """
     if dry_run:
-        logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what keeps it from reading is told in our words; the rest passes
+        for client in logs.CLIENTS:  # what keeps it from reading is told in our words; the rest passes
+            logging.getLogger(client).setLevel(logging.CRITICAL)
         return asyncio.run(_dry_run(project(url), names))
     place = find(url)
     logs.start(human=sys.stdout.isatty())
@@ -185,7 +186,11 @@ async def _dry_run(config: Config, names: Sequence[str]) -> None:
                 raise ConfigError(f"{one.name!r} is a sink: what waits for it is shown by `faas peek {one.name}`")
             continue
         async with translating(config, one) as translate:
-            shown = await translate(await driver(one).peek(project_source(config.project, one.name), PEEKED))
+            try:
+                found = await driver(one).peek(project_source(config.project, one.name), PEEKED)
+            except (SourceRefused, SourceUnavailable) as error:
+                raise type(error)(f"connector {one.name}: {error}") from None
+            shown = await translate(found)
         click.echo(f"{one.name}: the next {count(len(shown), 'event')}" if shown else f"{one.name}: nothing waits at its source")
         for became in shown:
             click.echo(f"  {_line(one, became)}")

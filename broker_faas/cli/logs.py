@@ -17,6 +17,7 @@ from .render import GREY, RED, YELLOW, clean, colour, duration
 
 # What steers a terminal and JSON does not escape by itself: DEL, the controls of ISO 6429 above it, marks of writing direction, line ends.
 _STEERING = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))}
+CLIENTS = "nats", "aiokafka", "aiormq"  # of a broker that is away they say thirty lines a second; our drivers tell of it themselves
 _STANDARD = {*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName"}
 
 
@@ -27,8 +28,8 @@ def start(*, human: bool, level: int = logging.INFO) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("broker_faas").setLevel(level)
     logging.getLogger("broker_faas.output").setLevel(logging.INFO)  # what user code prints is always shown
-    for client in ("nats", "aiokafka"):  # a broker that is away: thirty lines a second
-        logging.getLogger(client).setLevel(logging.CRITICAL)  # the driver tells of the connection itself
+    for client in CLIENTS:
+        logging.getLogger(client).setLevel(logging.CRITICAL)
 
 
 class _Handler(logging.StreamHandler[Any]):

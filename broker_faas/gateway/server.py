@@ -17,6 +17,7 @@ from uvicorn.server import ServerState
 from ..config import Config
 from ..errors import ConfigError
 from ..options import loopback
+from ..tls import no_password
 from .app import PATIENCE, Store, application
 from .connection import KEEP_ALIVE, Connection
 from .head import MAX_HEAD
@@ -200,11 +201,7 @@ def _tls(config: Config) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     cert, key = Path(config.gateway.tls_cert or ""), Path(config.gateway.tls_key or "")
     try:
-        context.load_cert_chain(config.root / cert, config.root / key, password=_no_password)
+        context.load_cert_chain(config.root / cert, config.root / key, password=no_password)
     except (OSError, ValueError) as error:
         raise ConfigError(f"gateway.tls_cert and gateway.tls_key: {cert} and {key} cannot be used: {error}.") from None
     return context
-
-
-def _no_password() -> str:
-    raise ValueError("the key has a password, and nobody is there to type it")

@@ -15,6 +15,7 @@ from aiormq.connection import TransportFactory
 
 from ...errors import ConfigError, SinkError, SinkRefused, SinkUnavailable, SourceError, SourceRefused, SourceUnavailable
 from ...options import loopback, masked
+from ...tls import client_context, refusal
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractConnection
@@ -49,12 +50,12 @@ class Tap(Protocol):
 
 @asynccontextmanager
 async def connected(
-    how: Server, name: str, gate: asyncio.Event, errors: Callable[[], AbstractContextManager[None]], tap: Tap | None = None
+    how: Server, name: str, gate: asyncio.Event, errors: Callable[[str], AbstractContextManager[None]], tap: Tap | None = None
 ) -> AsyncIterator[AbstractConnection]:
     """name: what an operator sees of it at the broker. errors: source_errors or sink_errors."""
     parts = urlsplit(how.url)
     url = f"{how.url}{'' if parts.path else '/'}?heartbeat={HEARTBEAT}&name={quote(name, safe='')}"
-    with errors():
+    with errors(f"RabbitMQ at {parts.hostname}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"):
         async with asyncio.timeout(CONNECT):
             connection = aiormq.Connection(url, transport_factory=_transport(_tls(how), gate, tap))
             await connection.connect()
@@ -71,12 +72,9 @@ def _tls(how: Server) -> ssl.SSLContext | None:
     if urlsplit(how.url).scheme != "amqps":
         return None
     try:
-        context = ssl.create_default_context(cafile=how.ca or None)
-        if how.cert:
-            context.load_cert_chain(how.cert, how.cert_key)
-    except OSError as error:
-        raise ConfigError(f"the files of ca, cert and cert_key cannot be read: {error}") from None
-    return context
+        return client_context(how.ca, how.cert, how.cert_key)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _transport(tls: ssl.SSLContext | None, gate: asyncio.Event, tap: Tap | None) -> Any:
@@ -165,18 +163,18 @@ def readable(method: bytes) -> bytes:
     return method[:at] + b"".join(len(text).to_bytes(1) + text for text in texts) + method[key_end:]
 
 
-def source_errors() -> AbstractContextManager[None]:
-    """What aiormq raises, as a SourceError."""
-    return _errors(SourceError, SourceUnavailable, SourceRefused)
+def source_errors(connecting: str = "") -> AbstractContextManager[None]:
+    """What aiormq raises, as a SourceError. connecting: where to."""
+    return _errors(SourceError, SourceUnavailable, SourceRefused, connecting)
 
 
-def sink_errors() -> AbstractContextManager[None]:
-    """What aiormq raises, as a SinkError."""
-    return _errors(SinkError, SinkUnavailable, SinkRefused)
+def sink_errors(connecting: str = "") -> AbstractContextManager[None]:
+    """What aiormq raises, as a SinkError. connecting: where to."""
+    return _errors(SinkError, SinkUnavailable, SinkRefused, connecting)
 
 
 @contextmanager
-def _errors(known: type[Exception], unavailable: type[Exception], refused: type[Exception]) -> Iterator[None]:
+def _errors(known: type[Exception], unavailable: type[Exception], refused: type[Exception], connecting: str) -> Iterator[None]:
     try:
         yield
     except known:
@@ -188,13 +186,15 @@ def _errors(known: type[Exception], unavailable: type[Exception], refused: type[
         raise unavailable("the connection was lost") from None  # aiormq cancels what waits for it
     except Exception as error:
         for_good, text = told(error)
+        if connecting:
+            closed = not for_good and isinstance(error, amqp.AMQPError)
+            text = f"{connecting}: {text}{': are amqp:// or amqps://, cert and cert_key what this port wants?' if closed else ''}"
         raise (refused if for_good else unavailable)(text) from None
 
 
 def told(error: Exception) -> tuple[bool, str]:
     """(whether it would be the same when coming again, what to say). Pure."""
     text = masked(str(error)) or type(error).__name__
-    cause = error.__cause__ or error
     match error:
         case ConfigError():
             return True, text
@@ -210,13 +210,14 @@ def told(error: Exception) -> tuple[bool, str]:
             return True, f"{text}: it is no stream, take the option offset away"
         case amqp.ChannelAccessRefused() | amqp.ChannelLockedResource() | amqp.ChannelPreconditionFailed():
             return True, text
-        case amqp.ProbableAuthenticationError() | amqp.AuthenticationError() | amqp.ConnectionNotAllowed():
+        case amqp.ProbableAuthenticationError() | amqp.AuthenticationError():
+            return True, f"{text.rstrip('.')}: check user and password in url"
+        case amqp.ConnectionNotAllowed():
             return True, text
         case amqp.InvalidFrameError() if "OpenOk" in text:  # a close, whose reason aiormq does not tell
             return True, "there is no such vhost, or this login may not use it"
-        case _ if isinstance(cause, ssl.SSLCertVerificationError):
-            return True, f"the server's certificate is not trusted: {text}"
-    return False, text  # also a queue whose node is down, which is said with 404, too
+    said = refusal(error.__cause__ or error, "ca")
+    return said is not None, said or text  # not for good: also a queue whose node is down, which is said with 404, too
 
 
 def check_server(how: Server, insecure: bool) -> None:

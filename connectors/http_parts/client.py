@@ -18,13 +18,13 @@ from aiohttp.tracing import Trace
 from yarl import URL
 
 from ...errors import SinkRefused, SinkUnavailable
+from ...tls import client_context, refusal
 
 if TYPE_CHECKING:
     from ..sinks.http import HttpSink
 
 KEEP_ALIVE = 15.0  # seconds that a connection may be quiet
 BODY = 16 << 10  # bytes of an answer that are read; beyond, its connection is closed
-_REFUSED = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")  # a certificate that is not trusted; what speaks no TLS
 
 
 class Phase(Enum):
@@ -84,8 +84,8 @@ def why(error: BaseException) -> str:
         error = error.certificate_error
     if isinstance(error, TimeoutError):
         return "no answer"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted: {error.verify_message}"
+    if refused := refusal(error, "ca_file"):
+        return refused
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "it closed the connection"
     if isinstance(error, aiohttp.ClientResponseError):
@@ -105,11 +105,9 @@ async def _reach(url: URL, tls: ssl.SSLContext | None, timeout: float) -> None:
     try:
         async with asyncio.timeout(timeout):
             _, writer = await asyncio.open_connection(url.host, url.port, ssl=tls)  # uvloop knows no happy_eyeballs_delay
-    except ssl.SSLError as error:
-        kind = SinkRefused if error.reason in _REFUSED else SinkUnavailable
-        raise kind(f"{where} cannot be connected to: {why(error)}") from None
     except (OSError, TimeoutError) as error:
-        raise SinkUnavailable(f"{where} cannot be connected to: {why(error)}") from None
+        kind = SinkRefused if refusal(error, "ca_file") else SinkUnavailable
+        raise kind(f"{where} cannot be connected to: {why(error)}") from None
     writer.transport.abort()
 
 
@@ -117,14 +115,6 @@ def _tls(how: HttpSink) -> ssl.SSLContext | None:
     if not how.url.startswith("https:"):
         return None
     try:
-        context = ssl.create_default_context(cafile=how.ca_file)
-        if how.cert_file:
-            context.load_cert_chain(how.cert_file, how.key_file, password=_no_password)
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        files = ", ".join(filter(None, (how.ca_file, how.cert_file, how.key_file)))
-        raise SinkRefused(f"the certificates cannot be read ({files}): {error}") from None
-    return context
-
-
-def _no_password() -> str:
-    raise ValueError("the key has a password, and nobody is there to type it")
+        return client_context(how.ca_file, how.cert_file, how.key_file)
+    except ValueError as error:
+        raise SinkRefused(str(error)) from None

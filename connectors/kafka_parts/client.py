@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.conn import create_conn
 
 from ...errors import SourceRefused
+from ...tls import client_context, refusal
 from .cluster import Cluster
-from .errors import REFUSED, SOURCE, Side, told
+from .errors import REFUSED, SOURCE, Side, shown, told
 
 if TYPE_CHECKING:
     from ..kafka import KafkaConnector
@@ -49,7 +49,7 @@ async def connected(one: KafkaConnector) -> AsyncIterator[AIOKafkaConsumer]:
                     await consumer.start()
                     await partitions(one, consumer)
             except kafka.KafkaConnectionError:
-                await why(one, options)
+                await why(one, options, SOURCE)
                 raise
         yield consumer
     finally:
@@ -72,30 +72,37 @@ def connection(one: Cluster, side: Side) -> dict[str, Any]:
     context = None
     if one.security_protocol.endswith("SSL"):
         try:
-            context = ssl.create_default_context(cafile=one.ca_file)
-            if one.cert_file:
-                context.load_cert_chain(one.cert_file, one.key_file)
-        except OSError as error:  # ssl.SSLError is one
-            files = ", ".join(filter(None, (one.ca_file, one.cert_file, one.key_file)))
-            raise side.refused(f"the certificates cannot be read ({files}): {error}") from None
+            context = client_context(one.ca_file, one.cert_file, one.key_file)
+        except ValueError as error:
+            raise side.refused(str(error)) from None
     sasl = {"sasl_mechanism": one.sasl_mechanism, "sasl_plain_username": one.username, "sasl_plain_password": one.password}
     servers = [server.strip() for server in one.servers.split(",")]
     options = {"bootstrap_servers": servers, "security_protocol": one.security_protocol, "ssl_context": context}
     return options | (sasl if one.username is not None else {})
 
 
-async def why(one: Cluster, options: Mapping[str, Any]) -> None:
-    """Raises what keeps us out, if it is something that an operator must mend: aiokafka says of all that it cannot connect."""
-    options = {name: value for name, value in options.items() if name != "bootstrap_servers"}
-    for server in one.servers.split(","):
-        host, _, port = server.strip().rpartition(":")
+async def why(one: Cluster, options: Mapping[str, Any], side: Side) -> None:
+    """Raises what keeps us out: aiokafka says of all that it cannot connect. Returns if one of the servers lets us in now."""
+    how = {name: value for name, value in options.items() if name != "bootstrap_servers"}
+    reasons = []
+    for server in options["bootstrap_servers"]:
+        host, _, port = server.rpartition(":")
         try:
-            there = await create_conn(host.strip("[]"), int(port), request_timeout_ms=5000, **options)
-        except REFUSED:
-            raise
-        except (OSError, TimeoutError, kafka.KafkaError):
-            continue
-        there.close()
+            there = await create_conn(host.strip("[]"), int(port), request_timeout_ms=5000, **how)
+        except REFUSED as error:
+            raise side.refused(
+                f"Kafka at {server} refuses {one.user}: {shown(error)}: check username, password and sasl_mechanism"
+            ) from None
+        except (OSError, TimeoutError, kafka.KafkaError) as error:
+            if said := refusal(error, "ca_file"):
+                raise side.refused(f"Kafka at {server}: {said}") from None
+            closed = isinstance(error, kafka.KafkaConnectionError | ConnectionResetError)
+            do = ": are security_protocol, cert_file and key_file what this port wants?" if closed else ""
+            reasons.append(f"Kafka at {server}: {shown(error)}{do}")
+        else:
+            there.close()
+            return
+    raise side.unavailable("; ".join(reasons))
 
 
 async def _left(consumer: AIOKafkaConsumer) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -40,7 +39,6 @@ REFUSED = (  # what an operator must mend
     kafka.IncompatibleBrokerVersion,
     kafka.UnsupportedVersionError,
     kafka.UnsupportedCodecError,
-    ssl.SSLCertVerificationError,
 )
 
 
@@ -62,4 +60,5 @@ def told(side: Side = SOURCE) -> Iterator[None]:
 
 
 def shown(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:300]
+    name, text = type(error).__name__, str(error)
+    return (text if name in text else f"{name}: {text}")[:300]

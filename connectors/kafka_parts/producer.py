@@ -39,7 +39,7 @@ async def producing(one: Cluster, compression: str | None, timeout: float) -> As
                     await producer.start()
                     await producer.client.force_metadata_update()
             except kafka.KafkaConnectionError:
-                await why(one, options)
+                await why(one, options, SINK)
                 raise
         yield producer
     finally:

@@ -78,4 +78,4 @@ def _errors(unavailable: type[Exception], refused: type[Exception]) -> Iterator[
     except BusUnavailable as error:
         raise unavailable(str(error)) from None
     except ConfigError as error:
-        raise refused(str(error).replace("TLS files of the bus", "TLS files")) from None
+        raise refused(str(error)) from None

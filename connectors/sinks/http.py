@@ -38,6 +38,7 @@ _VALUE = re.compile(r"[!-~](?:[ \t!-~]*[!-~])?")
 _OURS = {"content-type", "content-length", "transfer-encoding", "connection"}
 _UNTYPED = ("Content-Type",)  # data without a type stays so
 _LARGE = 1 << 20  # bytes; more at once block the loop, says aiohttp
+_HUNG_UP = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 _TARGETS = 1000  # whose urls are kept
 SEND = 100.0  # seconds that one send() may take: what settles what it tells waits no longer than 120
 
@@ -154,6 +155,7 @@ class HttpSession:
         self._hidden = secrets(options.url, (*options.headers.values(), options.token, *options.signing))
         self._where = urlsplit(options.url).netloc
         self._urls: dict[str, URL] = {}
+        self._heard = False  # any answer on this session
 
     async def send(self, events: Sequence[Outgoing]) -> list[Undelivered | None]:
         """SinkUnavailable only if connections fail and none of the events has an answer. What has none may have been taken."""
@@ -200,7 +202,7 @@ class HttpSession:
             async with asyncio.timeout(self._options.timeout):
                 try:
                     await self._ask(request, answer, body)
-                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                except _HUNG_UP:
                     # It gave up a quiet connection as we wrote to it: nobody has read the request, in all likelihood. Seen of uvicorn
                     # (which waits for 5 s) on a busy machine, of several connections at once.
                     if answer or phase.get() is not Phase.REUSED:
@@ -211,7 +213,11 @@ class HttpSession:
                 if isinstance(error, TimeoutError) and phase.get() is not Phase.CONNECTING:
                     raise TimeoutError from None
                 how = "cannot be connected to" if phase.get() is Phase.CONNECTING else "did not answer"
-                raise _Lost(f"{self._where} {how}: {why(error)}") from None
+                wants = (
+                    ": are http or https, and cert_file, what this port wants?" if isinstance(error, _HUNG_UP) and not self._heard else ""
+                )
+                raise _Lost(f"{self._where} {how}: {why(error)}{wants}") from None
+        self._heard = True
         return verdict(answer[0].status, answer[0].headers, body, now(), self._hidden)
 
     async def _ask(self, request: _Request, answer: list[aiohttp.ClientResponse], body: bytearray) -> None:

@@ -334,5 +334,5 @@ async def test_over_tls(certificate: tuple[str, str], tmp_path: Path) -> None:
 
 
 async def test_a_port_that_speaks_no_tls_is_refused(http: HttpSystem) -> None:
-    with pytest.raises(SinkRefused, match=r"wrong version number|WRONG_VERSION|SSL"):
+    with pytest.raises(SinkRefused, match="it speaks no TLS at this port"):
         await sent(http, [], url=f"https://127.0.0.1:{http.port}/")

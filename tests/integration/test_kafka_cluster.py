@@ -53,17 +53,23 @@ async def test_a_leader_that_is_killed_takes_nothing_along(three_kafkas: Sequenc
 
 
 async def test_a_partition_that_cannot_be_written_holds_up_no_other(three_kafkas: Sequence[OwnKafka]) -> None:
-    """It has no leader, or it has too few replicas."""
+    """Its leader hangs, it has none, or it has too few replicas."""
     servers = await joined(three_kafkas)
     thin = await topic_on(servers, 3, 2)
     topic = await topic_on(servers, 3, 1)
     events = [Outgoing(topic.name, CloudEvent(type="t", source="/", id=str(n), partitionkey=f"k{n}")) for n in range(30)]
-    async with KafkaSink(servers=servers, timeout=20.0).open() as sink:
+    async with KafkaSink(servers=servers, timeout=20.0).open() as sink, KafkaSink(servers=servers, timeout=1.0).open() as hasty:
         assert await sink.send(events) == [None] * 30
         partitions = {key_of(one): one.partition for one in await records(servers, topic.name, 30)}
         found = await leaders(topic)
         victim = three_kafkas[0]
         [gone] = [partition for partition, node in enumerate(found) if node == victim.node]
+        victim.freeze()
+        answers = await hasty.send(events)  # before the others notice
+
+        assert {one.reason for n, one in enumerate(answers) if one and partitions[f"k{n}"] == gone} == {
+            f"partition {gone} of topic '{topic.name}' does not confirm, and others do: is it healthy?"
+        }
         await victim.kill()
         answers = await sink.send(events)
 
