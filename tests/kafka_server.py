@@ -63,10 +63,12 @@ class OwnKafka:
     """A broker to break: after kill() or stop(), start() brings it back with its data and port.
 
     controllers: ports of all brokers of the cluster, of which this one is the `node`th; without any it is alone.
+    joining: seconds that a new group waits for more members, 3 with Kafka's own setting.
     """
 
-    def __init__(self, folder: Path, node: int = 1, controllers: Sequence[int] = ()) -> None:
+    def __init__(self, folder: Path, node: int = 1, controllers: Sequence[int] = (), joining: float = 0.0) -> None:
         self.node = node
+        self._joining = joining
         self._folder = folder
         self._libs = jars()
         self._process: asyncio.subprocess.Process | None = None
@@ -76,6 +78,11 @@ class OwnKafka:
     @property
     def servers(self) -> str:
         return f"127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def sasl_servers(self) -> str:
@@ -158,7 +165,7 @@ class OwnKafka:
             "transaction.state.log.num.partitions": 4,
             "transaction.state.log.replication.factor": count,
             "transaction.state.log.min.isr": 1,
-            "group.initial.rebalance.delay.ms": 0,
+            "group.initial.rebalance.delay.ms": round(self._joining * 1000),
             "group.min.session.timeout.ms": 1000,
             "num.partitions": 4,
             "min.insync.replicas": min(2, count),
@@ -167,9 +174,9 @@ class OwnKafka:
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[OwnKafka]:
+async def running(folder: Path, joining: float = 0.0) -> AsyncIterator[OwnKafka]:
     """A broker whose data and process are gone at the end. Raises Missing."""
-    own = OwnKafka(folder)
+    own = OwnKafka(folder, joining=joining)
     try:
         await own.start()
         yield own
