@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from operator import truediv
 from statistics import median
 from time import monotonic
 
@@ -96,13 +97,24 @@ class Bench:
                 rows[name].samples.append(sample)
                 print(f"  {measure:<28} {number}/{self.rounds}  {name:<26} {said}  [{monotonic() - started:.0f} s]", flush=True)
 
-    def ratio(self, text: str, measure: str, of: str, to: str, must: float | None, aim: float | None, *, higher: bool = True) -> None:
-        """of / to, paired by round. Left out, loudly, where one of them has no sample."""
+    def ratio(
+        self,
+        text: str,
+        measure: str,
+        of: str,
+        to: str,
+        must: float | None,
+        aim: float | None,
+        *,
+        higher: bool = True,
+        by: Callable[[float, float], float] = truediv,
+    ) -> None:
+        """of / to, or what `by` makes of them, paired by round. Left out, loudly, where one of them has no sample."""
         rows = {row.contender: row for row in self.rows if row.measure == measure}
         if of not in rows or to not in rows:
             return
         pairs = zip(rows[of].samples, rows[to].samples, strict=True)
-        values = [one.value / two.value for one, two in pairs if one and two and not one.problem and not two.problem]
+        values = [by(one.value, two.value) for one, two in pairs if one and two and not one.problem and not two.problem]
         if not values:
             print(f"  no ratio: {text}: {of} or {to} has no good round", file=sys.stderr)
             return

@@ -154,6 +154,10 @@ async def answer(reader: asyncio.StreamReader) -> None:
         raise RuntimeError(body.decode())
 
 
+def numbered(number: int) -> bytes:
+    return (b"%d " % number).ljust(SIZE, b"x")
+
+
 def login(url: str) -> tuple[bytes, bytes]:
     parts = urlsplit(url)
     return (parts.username or "").encode(), (parts.password or "").encode()
@@ -169,18 +173,25 @@ async def measure(stored: Callable[[], int]) -> Rate:
     return Rate(count / (monotonic() - started), (process_time() - used) / count * 1e6)
 
 
-async def fill(kafka: str) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    await admin.start()
-    await admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])
-    await admin.close()
+async def fill(kafka: str, topic: str = TOPIC, count: int = COUNT, data: Callable[[int], bytes] = numbered) -> None:
+    """data: of a message, by its number."""
+    await make_topic(kafka, topic)
     producer = AIOKafkaProducer(bootstrap_servers=kafka, linger_ms=20, max_batch_size=1 << 16)
     await producer.start()
-    for start in range(0, COUNT, 5000):
-        numbers = range(start, min(COUNT, start + 5000))
-        sent = [await producer.send(TOPIC, (b"%d " % n).ljust(SIZE, b"x"), partition=n % PARTITIONS) for n in numbers]
+    for start in range(0, count, 5000):
+        sent = [await producer.send(topic, data(n), partition=n % PARTITIONS) for n in range(start, min(count, start + 5000))]
         await asyncio.gather(*sent)
     await producer.stop()
+
+
+async def make_topic(kafka: str, topic: str = TOPIC) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        if topic not in await admin.list_topics():
+            await admin.create_topics([NewTopic(topic, PARTITIONS, 1)])
+    finally:
+        await admin.close()
 
 
 async def main(rounds: int) -> None:

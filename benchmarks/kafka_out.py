@@ -24,7 +24,6 @@ from time import monotonic, process_time
 from typing import NamedTuple, TypeAlias
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from broker_faas.buses.nats import NatsBus
 from broker_faas.connectors.sink import Outgoing, Outlet
@@ -35,8 +34,9 @@ from broker_faas.layout import event_record, sink_queue
 from broker_faas.retry import RetryPolicy
 from tests import kafka_server
 
-COUNT, SIZE, PARTITIONS, BATCH = 50_000, 200, 4, 500
-TOPIC = "bench"
+from .kafka_in import TOPIC, make_topic
+
+COUNT, SIZE, BATCH = 50_000, 200, 500
 
 Send: TypeAlias = Callable[[Sequence[CloudEvent]], Awaitable[None]]
 
@@ -125,16 +125,6 @@ async def leaving(kafka: str, url: str) -> Rate:
             measured = Rate(rest / (monotonic() - started), (process_time() - used) / rest * 1e6)
             stop.set()
     return measured
-
-
-async def make_topic(kafka: str) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    await admin.start()
-    try:
-        if TOPIC not in await admin.list_topics():
-            await admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])
-    finally:
-        await admin.close()
 
 
 async def main(rounds: int) -> None:

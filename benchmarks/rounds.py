@@ -107,9 +107,9 @@ async def drain(contender: Contender) -> Sample:
         await on.publish()
         async with on.working() as worker:
             await on.until_done(1)
-            started = procs.cpu([worker]), procs.cpu([on.server.pid]), on.marks.done()
+            started = procs.cpu([worker]), procs.cpu(on.server.pids), on.marks.done()
             await on.until_done()
-            ended = procs.cpu([worker]), procs.cpu([on.server.pid]), on.marks.done()
+            ended = procs.cpu([worker]), procs.cpu(on.server.pids), on.marks.done()
             await asyncio.sleep(0.2)  # for events that would come twice
         ran = max(1, ended[2] - started[2])
         return Sample(

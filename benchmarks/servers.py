@@ -24,11 +24,16 @@ PEERS = Path(__file__).parents[1] / ".venv-peers"
 
 @dataclass(frozen=True)
 class Server:
-    """durability: what an acknowledged publish survives."""
+    """durability: what an acknowledged publish survives. beside: other servers' processes that serve the contender, too."""
 
     url: str
     pid: int
     durability: str
+    beside: tuple[int, ...] = ()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return self.pid, *self.beside
 
 
 class Unavailable(Exception):

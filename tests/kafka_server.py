@@ -65,11 +65,20 @@ class OwnKafka:
     """A broker to break: after kill() or stop(), start() brings it back with its data and port.
 
     controllers: ports of all brokers of the cluster, of which this one is the `node`th; without any it is alone.
-    certificates: it listens for TLS, too.
+    certificates: it listens for TLS, too. joining: seconds that a new group waits for more members, 3 with Kafka's own setting.
     """
 
-    def __init__(self, folder: Path, node: int = 1, controllers: Sequence[int] = (), certificates: Certificates | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        node: int = 1,
+        controllers: Sequence[int] = (),
+        *,
+        certificates: Certificates | None = None,
+        joining: float = 0.0,
+    ) -> None:
         self.node = node
+        self._joining = joining
         self._folder = folder
         self._libs = jars()
         self._process: asyncio.subprocess.Process | None = None
@@ -80,6 +89,11 @@ class OwnKafka:
     @property
     def servers(self) -> str:
         return f"127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def sasl_servers(self) -> str:
@@ -168,7 +182,7 @@ class OwnKafka:
             "transaction.state.log.num.partitions": 4,
             "transaction.state.log.replication.factor": count,
             "transaction.state.log.min.isr": 1,
-            "group.initial.rebalance.delay.ms": 0,
+            "group.initial.rebalance.delay.ms": round(self._joining * 1000),
             "group.min.session.timeout.ms": 1000,
             "num.partitions": 4,
             "min.insync.replicas": min(2, count),
@@ -201,9 +215,9 @@ class OwnKafka:
 
 
 @asynccontextmanager
-async def running(folder: Path, certificates: Certificates | None = None) -> AsyncIterator[OwnKafka]:
+async def running(folder: Path, *, certificates: Certificates | None = None, joining: float = 0.0) -> AsyncIterator[OwnKafka]:
     """A broker whose data and process are gone at the end. Raises Missing."""
-    own = OwnKafka(folder, certificates=certificates)
+    own = OwnKafka(folder, certificates=certificates, joining=joining)
     try:
         await own.start()
         yield own

@@ -18,21 +18,22 @@ async def run(bench: Bench) -> None:
     peers = [contender for name in sorted(bench.peers) for contender in PEERS_OF[name]]
     contenders = {contender.name: contender for contender in [ours(), loop(), *peers]}
     taken: dict[str, list[tuple[float, Sample]]] = {name: [] for name in contenders}
-    await bench.compare("p50 at 200/s", "ms", {name: partial(_median, contender, taken[name]) for name, contender in contenders.items()})
-    _add_p99(bench, taken)
+    await bench.compare("p50 at 200/s", "ms", {name: partial(median_of, contender, taken[name]) for name, contender in contenders.items()})
+    add_p99(bench, "200/s", taken)
     bench.ratio("p50 at 200/s, of Celery+Redis", "p50 at 200/s", "ours", "Celery+Redis", 0.45, 0.30, higher=False)
     bench.ratio("p99 at 200/s, of Celery+Redis", "p99 at 200/s", "ours", "Celery+Redis", 0.25, 0.10, higher=False)
     bench.ratio("p50 at 200/s, of the hand-written loop", "p50 at 200/s", "ours", "hand-written loop", 1.5, 1.2, higher=False)
 
 
-async def _median(contender: Contender, taken: list[tuple[float, Sample]]) -> Sample:
+async def median_of(contender: Contender, taken: list[tuple[float, Sample]]) -> Sample:
+    """taken: gets the 99th percentile of the same round, in ms."""
     async with rounds.stage(contender, EVENTS) as on:
         async with on.ready() as worker:
-            before = procs.cpu([worker]), procs.cpu([on.server.pid])
+            before = procs.cpu([worker]), procs.cpu(on.server.pids)
             await on.publish("paced", str(RATE), numbers=(1, EVENTS))
             await on.until_done()
             client, server = (
-                (after - before[i]) / EVENTS * 1e6 for i, after in enumerate((procs.cpu([worker]), procs.cpu([on.server.pid])))
+                (after - before[i]) / EVENTS * 1e6 for i, after in enumerate((procs.cpu([worker]), procs.cpu(on.server.pids)))
             )
         waited = on.marks.latencies(WARM)
         sample = Sample(waited[len(waited) // 2] * 1e3, client, server, on.server.durability, on.problem)
@@ -40,9 +41,9 @@ async def _median(contender: Contender, taken: list[tuple[float, Sample]]) -> Sa
         return sample
 
 
-def _add_p99(bench: Bench, taken: dict[str, list[tuple[float, Sample]]]) -> None:
-    """The same rounds, another quantile."""
-    for row in [row for row in bench.rows if row.measure == "p50 at 200/s"]:
+def add_p99(bench: Bench, at: str, taken: dict[str, list[tuple[float, Sample]]]) -> None:
+    """Of the rounds whose medians are the rows `p50 at …`, another quantile."""
+    for row in [row for row in bench.rows if row.measure == f"p50 at {at}"]:
         tails = iter(taken[row.contender])
         samples = [sample and replace(sample, value=next(tails)[0]) for sample in row.samples]
-        bench.rows.append(Row("p99 at 200/s", row.contender, "ms", samples))
+        bench.rows.append(Row(f"p99 at {at}", row.contender, "ms", samples))

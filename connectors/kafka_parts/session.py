@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..kafka import KafkaConnector
 
 COMMITTING = 10.0  # seconds
+PAUSE = 0.1  # seconds after a commit: it is a hint, and takes brokers as long as reading a hundred records
 IDLE = 30.0  # seconds without a record, after which the cluster is asked whether it is there
 
 
@@ -78,6 +79,7 @@ class Session:
                 stored |= offsets
         if token is self._given:
             self._member.settled.set()
+        await asyncio.sleep(PAUSE)
 
     async def lag(self) -> int | None:
         """What the partitions that this member of the group has hold behind what it stored."""

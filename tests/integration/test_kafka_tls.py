@@ -42,7 +42,7 @@ async def broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Brok
     kafka_jars()
     folder = tmp_path_factory.mktemp("kafka-tls")
     certificates = Certificates(folder / "certificates")
-    async with running(folder / "broker", certificates) as own:
+    async with running(folder / "broker", certificates=certificates) as own:
         async with admin(own.servers) as client:
             await client.create_topics([NewTopic(name, 1, 1) for name in ("orders", "returns", secured.TARGET)])
         yield Broker(own, certificates)
