@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "broker_faas"
 ROWS = [
     "errors retry topics toml options attributes event codec amqp_binding kafka_binding where schedule",
-    "bus layout nats_binding function signature invoke decide config service pipe intake",
+    "bus layout nats_binding function signature invoke decide config service pipe intake tls",
     "buses targets client testing reaper scaler telemetry embedded",
     "connectors gateway workers",
     "cli",
