@@ -8,7 +8,7 @@ import pytest
 
 from broker_faas.bus import Queue
 from broker_faas.buses.consumers import unsettled
-from broker_faas.layout import EVENTS, consumers
+from broker_faas.layout import EVENTS, consumers, replay_filter
 from broker_faas.reaper import Hold, cuts, floors, holds_of
 from broker_faas.topics import covers
 
@@ -23,9 +23,17 @@ def info(
 
 
 def held(queue: Queue, floor: int, *, where: str = "") -> list[Hold]:
-    """A queue's holds on `events`: at `floor` in consumers whose name ends with `where`, elsewhere with nothing left."""
+    """A queue's holds on `events`: at `floor` in consumers whose name ends with `where`, elsewhere with nothing left. An ordered one
+    hears replays."""
     made = [(config["durable_name"], tuple(config["filter_subjects"])) for stream, config in consumers(queue) if stream == EVENTS]
+    if queue.partitions:
+        made = [(name, (*filters, _replays(queue, name.rpartition("--")[2]))) for name, filters in made]
     return [Hold(queue.name, filters, floor if name.endswith(where) else 1000) for name, filters in made]
+
+
+def _replays(queue: Queue, digits: str) -> str:
+    tail = "-.-" if digits == "unkeyed" else f"{digits}.*" if len(digits) == 1 else ".".join(digits)
+    return replay_filter(queue, f"re.{queue.name}.{tail}")[1]
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,11 @@ class Coroutines:
         while True:
             self._coming = False
             while todo:
+                now = monotonic_ns()
+                if self._flushing and (now - self._burst > LINGER_NS or len(self._outbox.ok) > MANY):
+                    self._flush()
+                    await asyncio.sleep(0)  # calls that never suspend are many: let the others and their timers go on
+                    continue  # they may have taken the next one, too
                 call = todo.popleft()
                 callee = callees[call[1]]
                 if callee.running >= callee.concurrency:
@@ -95,11 +100,6 @@ class Coroutines:
                 callee.running += 1
                 if todo and not self._coming:
                     self._ready()
-                now = monotonic_ns()
-                if self._flushing and (now - self._burst > LINGER_NS or len(self._outbox.ok) > MANY):
-                    self._flush()
-                    await asyncio.sleep(0)  # calls that never suspend are many: let the others and their timers go on
-                    now = monotonic_ns()
                 await self._run(slot, callee, call, now)
                 if slot.task.cancelling():
                     await _forget_cancellation(slot.task)

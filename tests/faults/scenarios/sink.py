@@ -78,7 +78,7 @@ async def crashes(run: Run) -> None:
             while len(crashed(run)) < len(POINTS):
                 await run.pause(0.5, 1.0)
         seen(" ".join(crashed(run)))
-    await asyncio.wait_for(outlet.up.wait(), 30)
+        await asyncio.wait_for(outlet.up.wait(), 30)  # it was down until then
 
 
 @scenario(
