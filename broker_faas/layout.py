@@ -34,6 +34,7 @@ MAX_RECORD = MAX_DATA + MAX_HEADERS
 MAX_STORED = MAX_RECORD + (16 << 10)  # what may lie on the bus: a retry or dead letter carries our headers on top
 MAX_HELD_DELAY = 30.0  # seconds a retry is held by its consumer; longer ones wait in `retries`
 DUPLICATE_WINDOW = 120.0  # seconds
+UNKEYED = "unkeyed"  # the partition of events without a key
 
 
 _ID_BYTES = 11
@@ -400,30 +401,28 @@ def consumers(queue: Queue) -> list[tuple[str, dict[str, Any]]]:
             f"queue {queue.name}: an ordered function cannot listen to '>' (partitions are the last two parts of a subject). "
             "Name the topics, or use '*'."
         )
-    width = _width(queue)
     ordered = []
-    for number in range(queue.partitions):
-        digits = f"{number:0{width}x}"
-        tail = ".".join(digits) if width == 2 else f"{digits}.*"
-        subjects = [filters(topic, tail) for topic in topics]
-        ordered.append((EVENTS, started | {"durable_name": f"{queue.name}--{digits}", "filter_subjects": subjects, "max_ack_pending": 1}))
-    unkeyed = [filters(topic, "-.-") for topic in topics]
-    ordered.append((EVENTS, started | {"durable_name": f"{queue.name}--unkeyed", "filter_subjects": unkeyed, "max_ack_pending": 50_000}))
+    for digits in [f"{number:0{_width(queue)}x}" for number in range(queue.partitions)] + [UNKEYED]:
+        config = {"durable_name": f"{queue.name}--{digits}", "filter_subjects": [filters(topic, _tail(digits)) for topic in topics]}
+        ordered.append((EVENTS, started | config | {"max_ack_pending": 50_000 if digits == UNKEYED else 1}))
     return [*ordered, retries]
 
 
 def replay_filter(queue: Queue, subject: str) -> tuple[str, str]:
     """(durable, filter) by which an ordered queue hears a replay on this subject: not one of those that it is made with (decision 2)."""
     a, b = subject.rsplit(".", 2)[1:]
-    if a == "-":
-        return f"{queue.name}--unkeyed", subject
-    wide = _width(queue) == 2
-    return f"{queue.name}--{a}{b if wide else ''}", f"re.{queue.name}.{a}.{b if wide else '*'}"
+    digits = UNKEYED if a == "-" else (a + b)[: _width(queue)]
+    return f"{queue.name}--{digits}", f"re.{queue.name}.{_tail(digits)}"
 
 
 def _width(queue: Queue) -> int:
     """Hex digits of a partition's number."""
     return 1 if queue.partitions == 16 else 2
+
+
+def _tail(digits: str) -> str:
+    """The last two parts of a partition's subjects."""
+    return "-.-" if digits == UNKEYED else ".".join(digits) if len(digits) == 2 else f"{digits}.*"
 
 
 def _start(start: str) -> dict[str, Any]:

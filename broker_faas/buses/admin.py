@@ -74,7 +74,7 @@ async def ensure_queue(bus: Api, queue: Queue) -> list[tuple[str, dict[str, Any]
 
     async def ensure(stream: str, config: dict[str, Any], one: Consumer | None) -> None:
         if one:
-            await _update(bus, stream, await _without_replays(bus, stream, one), config)
+            await _update(bus, stream, one, config)
         else:
             await consumers.create(bus, stream, config if stream == RETRIES or not present else _since_first(config, present))
             # crash point: consumer-made
@@ -107,15 +107,16 @@ async def _check_narrowing(bus: Api, queue: Queue, present: Sequence[Consumer], 
 
 async def _update(bus: Api, stream: str, found: Consumer, wanted: Mapping[str, Any]) -> None:
     have = found["config"]
-    filters = _with_former(wanted, found)
+    over = await _settled_replays(bus, stream, found)
+    filters = [filter for filter in _with_former(wanted, found) if filter not in over]
     change: dict[str, Any] = {key: wanted[key] for key in ("ack_wait", "max_ack_pending")}
     change["metadata"] = have.get("metadata", {}) | wanted["metadata"]
     if set(filters) != set(consumers.filters_of(found)) or any(have.get(key) != value for key, value in change.items()):
         await consumers.change(bus, stream, found, change, filters)
 
 
-async def hear_replays(bus: Api, queue: Queue, subjects: Iterable[str]) -> None:
-    """Before replays of an ordered queue are stored on these subjects: its partitions get the filters they hear them by."""
+async def hear_replays(bus: Api, queue: Queue, heard: Iterable[tuple[str, str]]) -> None:
+    """Before replays of an ordered queue are stored, and again within REPLAYED seconds. heard: as of layout.replay_filter()."""
 
     async def hear(durable: str, filter: str) -> None:
         if (found := await consumers.find(bus, EVENTS, durable)) is None:
@@ -124,23 +125,18 @@ async def hear_replays(bus: Api, queue: Queue, subjects: Iterable[str]) -> None:
         filters = consumers.filters_of(found)
         await consumers.change(bus, EVENTS, found, {"metadata": metadata}, filters if filter in filters else [*filters, filter])
 
-    await store.together(hear(*one) for one in {layout.replay_filter(queue, subject) for subject in subjects})
+    await store.together(hear(*one) for one in heard)
 
 
-async def _without_replays(bus: Api, stream: str, found: Consumer) -> Consumer:
-    """The same without filters on replays, if all those are settled: with a second filter an event costs the server three times as much."""
-    filters = consumers.filters_of(found)
-    replays = [filter for filter in filters if filter.startswith("re.")]
+async def _settled_replays(bus: Api, stream: str, found: Consumer) -> list[str]:
+    """Filters that it needs no more: with a second one an event costs the server three times as much."""
+    replays = [filter for filter in consumers.filters_of(found) if filter.startswith("re.")]
     announced = float(found["config"].get("metadata", {}).get("faas.replay", 0))
     if stream != EVENTS or not replays or time() < announced + REPLAYED:
-        return found
+        return []
     after = found["ack_floor"]["stream_seq"] + 1
-    if any(await store.together(store.stored(bus, EVENTS, seq=after, next_by_subj=filter) for filter in replays)):
-        return found
-    kept = [filter for filter in filters if filter not in replays]
-    await consumers.change(bus, EVENTS, found, {}, kept)
-    config = {key: value for key, value in found["config"].items() if not key.startswith("filter")}
-    return found | {"config": config | consumers.filtered(kept)}
+    left = await store.together(store.stored(bus, EVENTS, seq=after, next_by_subj=filter) for filter in replays)
+    return [] if any(left) else replays
 
 
 def _with_former(config: Mapping[str, Any], found: Consumer | None) -> list[str]:

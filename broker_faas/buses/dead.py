@@ -10,15 +10,16 @@ from time import monotonic
 
 from ..bus import Bus, Delivery, Queue
 from ..errors import BusRefused, ConfigError
-from ..layout import DEAD, RETRIES, faas_headers, header_lines, replay_record
+from ..layout import DEAD, RETRIES, faas_headers, header_lines, replay_filter, replay_record
 from . import consumers, store
-from .admin import hear_replays
+from .admin import REPLAYED, hear_replays
 from .connection import Connection
 from .consumers import former_names
 from .reading import read
 from .store import Api
 
 CHUNK = 50  # dead letters replayed in one publish, and so in memory at once
+ANNOUNCE = REPLAYED / 4  # seconds after which filters for replays are announced again
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ async def replay(
     names = [queue.name, *former_names(queue.name, [retries])]
     chosen = await _chosen(connection, names, seqs, fingerprint)
     began, sent = monotonic(), 0
+    heard, announced = set[tuple[str, str]](), monotonic()
     step = CHUNK if rate is None else max(1, min(CHUNK, int(rate / 10)))  # ten publishes a second
     for start in range(0, len(chosen), step):
         if rate is not None:
@@ -124,7 +126,12 @@ async def replay(
         letters = [found for seq in chosen[start : start + step] if (found := await store.stored(connection, DEAD, seq=seq))]
         replays = [replay_record(queue, letter, 0) for letter in letters]
         if queue.partitions:
-            await hear_replays(connection, queue, {replay.subject for replay in replays})
+            if monotonic() > announced + ANNOUNCE:
+                heard.clear()
+                announced = monotonic()
+            fresh = {replay_filter(queue, replay.subject) for replay in replays} - heard
+            await hear_replays(connection, queue, fresh)
+            heard |= fresh
         await bus.publish(replays, output=True)
         sent += len(letters)
         await store.together(store.delete(connection, DEAD, letter.seq) for letter in letters)

@@ -27,7 +27,6 @@ from .replies import not_permitted
 log = logging.getLogger(__name__)
 
 EXPIRES = 5.0  # seconds
-FIRST = len("$JS.ACK.")
 IN_A_ROW = 32  # events a request of a partition may bring, one after the other: fewer requests to send
 LINGER = 0.01  # seconds between two writes of acks, unless there are MANY of them or something else is to be written
 MANY = 100
@@ -162,7 +161,7 @@ class PullSubscription:
         token = reply.decode("utf-8", "replace")
         consumer, deliveries = self._last, 1
         if not token.startswith(consumer.first):
-            first = self._by_first.get(token[: token.find(".1.", FIRST) + 3])
+            first = self._by_first.get(token[: token.find(".1.") + 3])
             sender = (first, 1) if first else self._sender(token)
             if sender is None:
                 log.warning(

@@ -50,8 +50,7 @@ def connect(names: tuple[str, ...], dry_run: bool, url: str | None) -> None:
       faas connect orders --dry-run
     """
     if dry_run:
-        for client in logs.CLIENTS:  # what keeps it from reading is told in our words; the rest passes
-            logging.getLogger(client).setLevel(logging.CRITICAL)
+        logs.quiet_clients()  # what keeps it from reading is told in our words; the rest passes
         return asyncio.run(_dry_run(project(url), names))
     place = find(url)
     logs.start(human=sys.stdout.isatty())

@@ -28,6 +28,10 @@ def start(*, human: bool, level: int = logging.INFO) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("broker_faas").setLevel(level)
     logging.getLogger("broker_faas.output").setLevel(logging.INFO)  # what user code prints is always shown
+    quiet_clients()
+
+
+def quiet_clients() -> None:
     for client in CLIENTS:
         logging.getLogger(client).setLevel(logging.CRITICAL)
 

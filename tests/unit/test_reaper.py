@@ -27,13 +27,9 @@ def held(queue: Queue, floor: int, *, where: str = "") -> list[Hold]:
     hears replays."""
     made = [(config["durable_name"], tuple(config["filter_subjects"])) for stream, config in consumers(queue) if stream == EVENTS]
     if queue.partitions:
-        made = [(name, (*filters, _replays(queue, name.rpartition("--")[2]))) for name, filters in made]
+        heard = dict(replay_filter(queue, f"re.{queue.name}.{tail}") for tail in ["-.-", *(f"{n >> 4:x}.{n & 15:x}" for n in range(256))])
+        made = [(name, (*filters, heard[name])) for name, filters in made]
     return [Hold(queue.name, filters, floor if name.endswith(where) else 1000) for name, filters in made]
-
-
-def _replays(queue: Queue, digits: str) -> str:
-    tail = "-.-" if digits == "unkeyed" else f"{digits}.*" if len(digits) == 1 else ".".join(digits)
-    return replay_filter(queue, f"re.{queue.name}.{tail}")[1]
 
 
 @pytest.mark.parametrize(
