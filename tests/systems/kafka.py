@@ -10,6 +10,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import OffsetAndMetadata
 from cloudevents.core.bindings.kafka import to_binary_event
 from cloudevents.core.v1.event import CloudEvent as SdkEvent
@@ -141,10 +142,18 @@ async def topic_on(servers: str, partitions: int = 1, replicas: int = 1, **confi
     named = {option.replace("_", "."): str(value) for option, value in configs.items()}
     async with admin(servers) as client:
         await client.create_topics([NewTopic(name, partitions, replicas, topic_configs=named)])
-        async with asyncio.timeout(30):  # a broker may answer before it knows of a topic that was just made
-            while name not in await client.list_topics():  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        brokers = [one["node_id"] for one in (await client.describe_cluster())["brokers"]]
+        async with asyncio.timeout(30):  # each may answer before it knows of a topic that was just made, and a client asks any of them
+            for broker in brokers:
+                while name not in await _topics(client, broker):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
     return Topic(servers, name)
+
+
+async def _topics(client: AIOKafkaAdminClient, broker: int) -> list[str]:
+    """That this broker knows."""
+    answer = await client._send_request(MetadataRequest(None), broker)
+    return [one["topic"] for one in answer.to_object()["topics"]]
 
 
 async def records(servers: str, topic: str, n: int) -> list[ConsumerRecord]:
