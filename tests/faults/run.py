@@ -16,7 +16,7 @@ from ..helpers import eventually
 from . import network
 from .cluster import Cluster
 from .disk import Disk
-from .ledger import Ledger
+from .ledger import Ledger, lately
 from .order import Frozen
 from .process import Process, children, state
 from .scenario import Scenario
@@ -135,8 +135,10 @@ class Run:
 
     @property
     def in_flight(self) -> int:
-        """Events one worker may hold: what runs, one retry, and half a second of work (Feed.resize), of each function."""
-        return len(self.scenario.functions) * int(2 * 16 + 1 + self.scenario.rate * 0.5)
+        """Events one worker may hold, or whose end the bus may not have noted yet: what runs, one retry, of each function; and half a
+        second of work (Feed.resize), or all of the last second, which is more while what was held up is made up for."""
+        functions = len(self.scenario.functions)
+        return functions * (2 * 16 + 1) + max(int(functions * self.scenario.rate * 0.5), lately(self.folder, 1.0))
 
     # --- harm; each is written down before, once it was seen to happen, and when it is over
 
