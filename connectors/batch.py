@@ -95,6 +95,10 @@ class Ready(NamedTuple):
     quarantined: int = 0
     known: Mapping[str, Known] = MappingProxyType({})
 
+    @property
+    def read(self) -> int:
+        return self.stored + self.filtered + self.quarantined
+
 
 def records(route: Route, batch: Batch, now: float) -> Ready:
     """What is published for a batch: what is quarantined, its events, and how far the source is stored then. Pure. now: unix seconds."""

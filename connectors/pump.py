@@ -1,7 +1,7 @@
 """pump: from a source to the bus. Read, make records, publish, and only then acknowledge; once for all connectors.
 
     source ── Batch ──▶ records ──▶ bus.publish ──▶ source.ack
-              read and translated while the batch before it is being stored
+              read and translated while the batch before it is being stored, if that is a large one
 
 One batch is stored at a time, so the bus has a source's order, whatever fails meanwhile. A bus that is full or away stops the reading:
 a source is never read faster than what it gives is on disk.
@@ -33,6 +33,7 @@ T = TypeVar("T")
 STUCK_AFTER = 60.0  # seconds without a batch, though the source has some, after which the process ends itself
 LEAST_PAUSE, LONGEST_PAUSE = 0.2, 15.0  # seconds between two tries, of the bus and of the source
 REMEMBERED = 60.0  # seconds that a source must have been read for its pauses to begin small again
+FEW = 50  # events, behind which nothing is read ahead: storing any costs the server milliseconds, and what comes meanwhile shares the next
 
 
 Positions = Callable[[str], Awaitable[str | None]]
@@ -173,13 +174,13 @@ class Pump:
                 raise ready
             if ready is None:
                 raise SourceUnavailable("it ended, and said nothing of an error")
-            if not stopping.done():
-                ours.remove(reading)
-                reading = begin(self._next(batches))  # while this one is stored
+            ours.remove(reading)
+            ahead = begin(self._next(batches)) if ready.read > FEW and not stopping.done() else None
             await self._store(ready)
             acks.put(ready.token)
-            if stopping.done() and reading.done():
+            if ahead is None and stopping.done():
                 break
+            reading = ahead or begin(self._next(batches))
         # crash point: pump-draining
         await acks.last()
         for task in others:
@@ -263,7 +264,7 @@ class Pump:
             self._settled.set()
         status = self.status
         status.state = "reading"
-        status.read += ready.stored + ready.filtered + ready.quarantined
+        status.read += ready.read
         status.stored += ready.stored
         status.filtered += ready.filtered
         status.quarantined += ready.quarantined
