@@ -10,14 +10,13 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from importlib.util import find_spec
 from ssl import SSLCertVerificationError
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 from nats.errors import Error as NatsError
 
-from ..errors import BusError, BusRefused, BusUnavailable, ConfigError
+from ..errors import BusError, BusRefused, BusUnavailable
 from ..tls import refusal
 from .replies import Replies, api_answer
 from .wire import NoTls, Sink, WireClient
@@ -238,8 +237,7 @@ async def connect(urls: Iterable[str], name: str, access: Access, seconds: float
     ConfigError: a file of `access` cannot be used.
     """
     tls = access.tls()  # before there is a client: one that was never connected cannot be closed
-    if access.credentials and find_spec("nkeys") is None:
-        raise ConfigError("a .creds file needs the package nkeys: pip install nkeys")
+    access.check_credentials()
     client = WireClient()
     servers = list(urls)
     connection = Connection(client, f"{access.inbox}.{secrets.token_hex(8)}", len(servers))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ...buses.access import Access
-from ...errors import ConfigError
 from ...options import bus_url, check_remote
 
 if TYPE_CHECKING:  # nats-py takes 0.2 s to import: open() pays
@@ -33,8 +31,6 @@ async def connected(how: Server, name: str, stack: AsyncExitStack) -> Connection
     """Raises BusUnavailable, BusRefused, ConfigError: source_errors() and sink_errors() say them in other words."""
     from ...buses.connection import connect
 
-    if how.credentials and not Path(how.credentials).is_file():
-        raise ConfigError(f"there is no file {how.credentials}; credentials is the path of a .creds file")
     access = Access(credentials=how.credentials, ca=how.ca)
     servers = [url.strip() for url in how.url.split(",") if url.strip()]
     return await stack.enter_async_context(connect(servers, name, access, CONNECT))

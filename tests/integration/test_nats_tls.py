@@ -70,7 +70,6 @@ def wrongly(server: Server, plain_url: str, what: str) -> dict[str, Any]:
         "no TLS there": {**server.login, "url": plain_url.replace("nats://", "tls://")},
         "TLS there": {"type": "nats", "url": server.url().replace("tls://", "nats://")},
         "no file": {**server.login, "ca": "/nowhere.pem"},
-        "credentials without their package": {**server.login, "credentials": server.certificates.ca},
     }[what]
 
 
@@ -81,7 +80,6 @@ CASES = [
     ("no TLS there", r"NATS at 127.0.0.1:\d+: it speaks no TLS, which tls:// asks for"),
     ("TLS there", r"NATS at localhost:\d+: its certificate is not trusted: .*: ca \(or SSL_CERT_FILE\) has to name who signed it"),
     ("no file", r"the certificates cannot be read .*: '/nowhere.pem'"),
-    ("credentials without their package", r"a .creds file needs the package nkeys: pip install nkeys"),
 ]
 
 
