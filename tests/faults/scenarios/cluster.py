@@ -34,7 +34,7 @@ async def leader_frozen(run: Run) -> None:
         await working(run)
 
 
-@options("F26-restart", "the nodes are restarted one after the other", proves=("I-D1", "I-U4", "I-L3"))
+@options("F26-restart", "the nodes are restarted one after the other", proves=("I-D1", "I-U4", "I-L3"), short=False)
 async def rolling_restart(run: Run) -> None:
     """Short: SIGTERM. Long: once more as lame ducks (SIGUSR2), which hand over first."""
     for lame_duck in (False,) if run.short else (False, True):
