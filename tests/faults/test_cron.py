@@ -64,7 +64,7 @@ async def test_replicas_that_are_killed_around_their_fires_again_and_again_fire_
     chance = random.Random(seed := random.randrange(1_000_000))
     kills = 0
     async with ticking(tmp_path, bus_url, bus_url, bus_url) as replicas:
-        for _ in range(30 if LONG else 2):
+        for _ in range(20 if LONG else 2):
             victims = chance.sample(replicas.replicas, chance.choice([1, 1, 2, 3]))
             for victim in victims:
                 await asyncio.wait_for(victim.up.wait(), 60)
@@ -74,14 +74,14 @@ async def test_replicas_that_are_killed_around_their_fires_again_and_again_fire_
             kills += statuses.count(-signal.SIGKILL)
         print(f"seed {seed}: {kills} kills")
 
-    assert kills >= (30 if LONG else 2)
+    assert kills >= (20 if LONG else 2)
 
 
 @only_long
 async def test_replicas_that_stand_still_over_several_fires_fire_none_again_and_leave_none_out(bus_url: str, tmp_path: Path) -> None:
     async with ticking(tmp_path, bus_url, bus_url, bus_url) as replicas:
         one, *_ = every = replicas.replicas
-        for several, seconds in [([one], 30.0), (every, 30.0), ([one], 60.0)]:
+        for several, seconds in [([one], 30.0), (every, 30.0)]:
             for replica in several:
                 assert await replica.pause() == "stopped"
             await asyncio.sleep(seconds)
@@ -98,7 +98,7 @@ async def test_a_replica_that_is_cut_off_from_the_bus_fires_nothing_again_when_i
         proxies = [await stack.enter_async_context(Proxy(nats_server.port).open()) for _ in range(2)]
         replicas = await stack.enter_async_context(ticking(tmp_path, bus_url, *(proxy.url(bus_url) for proxy in proxies)))
         first, lonely, other = replicas.replicas
-        for seconds in (4, 30, 60):
+        for seconds in (4, 30):
             replicas.cut |= {lonely, other}
             proxies[0].freeze()
             proxies[1].accepting = False
@@ -130,7 +130,7 @@ async def test_a_replica_that_is_alone_and_dies_at_each_line_that_matters_fires_
     assert alone.exits.count((-signal.SIGKILL, False)) == len(POINTS)
 
 
-@pytest.mark.parametrize("where", ["batch-before-write", "pump-read"] if LONG else ["batch-before-write"])
+@pytest.mark.parametrize("where", ["pump-read", "batch-before-write"] if LONG else ["pump-read"])
 async def test_a_replica_that_stood_still_between_asking_and_firing_is_refused_however_late(
     bus_url: str, tmp_path: Path, where: str
 ) -> None:

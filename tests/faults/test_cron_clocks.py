@@ -42,13 +42,15 @@ def _unix(clock: str) -> float:
 
 
 @asynccontextmanager
-async def policies(folder: Path, url: str, schedule: str, clock: str = "") -> AsyncIterator[tuple[Ticking, Wall]]:
-    """A process with a connector of each policy, each of which has fired."""
+async def policies(folder: Path, url: str, schedule: str, first: str = "") -> AsyncIterator[tuple[Ticking, Wall]]:
+    """A process with a connector of each policy, each of which has fired. first: its clock when it is ready."""
     ticking = Ticking(folder, "".join(TOML.format(policy, schedule) for policy in POLICIES), [url], {}, [CLOCK])
     wall = Wall(ticking)
-    if clock:
-        wall.set(clock)
+    if first:
+        wall.set("12:00:00")
     async with ticking.running():
+        if first:
+            wall.set(first)
         await eventually(lambda: _all_fired(url), 60)
         yield ticking, wall
 
