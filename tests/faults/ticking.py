@@ -100,9 +100,10 @@ class Ticking:
                 since = 0.0
             await asyncio.sleep(SAMPLE)
 
-    def allowed(self, at: int) -> float:
-        """Seconds that the fire of this time may be late."""
-        return max([LATE, *(until - at + RECOVERY for since, until in self.away if since <= at + LATE and at <= until)])
+    def lateness(self, fire: Fire) -> tuple[float, float]:
+        """Seconds from when a replica could fire it, and how many are allowed."""
+        back = max([until for since, until in self.away if since <= fire.time + LATE and fire.time <= until], default=0.0)
+        return fire.stored - max(fire.time, back), RECOVERY if back else LATE
 
 
 async def fires(url: str) -> list[Fire]:
