@@ -130,7 +130,7 @@ async def test_a_gateway_that_dies_at_each_line_that_matters_has_accepted_nothin
     crash = {"PYTHON_FAULTS_CRASH_AT": at, "PYTHON_FAULTS_CRASHED": str(crashed)}
     crashes: list[str] = []
     async with gateway(tmp_path, bus_url, unused_tcp_port, **crash) as (process, http), Load(http).running() as load:
-        for _ in range(3 if LONG else 1):
+        for _ in range(2 if LONG else 1):
             await eventually(lambda: crashed.exists() and len(crashed.read_text().splitlines()) == len(points), 20 * len(points))
             crashes += [line.split()[0] for line in crashed.read_text().splitlines()]
             crashed.unlink()
