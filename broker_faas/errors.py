@@ -89,7 +89,11 @@ class SourceError(FaasError):
 
 
 class SourceUnavailable(SourceError):
-    """Not reachable, or gone while it was read: connected to again, after a pause."""
+    """Not reachable, or gone while it was read: connected to again, after a pause; a short one if it was waited for already (waited)."""
+
+    def __init__(self, message: str, *, waited: bool = False) -> None:
+        super().__init__(message)
+        self.waited = waited
 
 
 class SourceRefused(SourceError):

@@ -186,7 +186,7 @@ class Fires:
         try:
             text = await self._positions(PARTITION)
         except BusUnavailable as error:
-            raise SourceUnavailable(f"the bus cannot tell which fires it has: {error}") from None
+            raise SourceUnavailable(f"the bus cannot tell which fires it has: {error}", waited=True) from None
         if text is None:
             return None
         try:

@@ -127,7 +127,8 @@ class Pump:
                 await self._session(stop)
             except (SourceUnavailable, BusUnavailable, Overtaken) as error:  # BusUnavailable: for the positions that open() asks
                 self.status.state, self.status.error = "connecting", str(error)
-                pause = LEAST_PAUSE if loop.time() - began > REMEMBERED else min(LONGEST_PAUSE, pause * 2)
+                anew = loop.time() - began > REMEMBERED or (isinstance(error, SourceUnavailable) and error.waited)
+                pause = LEAST_PAUSE if anew else min(LONGEST_PAUSE, pause * 2)
                 log.warning("source is opened again", extra={"connector": self.route.name, "reason": str(error), "retry_s": pause})
                 await pausing(stop, pause)
         self.status.state = "ended"

@@ -128,6 +128,7 @@ class _Topics:
             events, records = await self._made(topic, headers, bytes(body), key)
             sequences: dict[str, int] = {}
             duplicates = await self._publish(records, sequences)
+            # crash point: gateway-stored
         finally:
             self._requests -= 1
             self._bytes -= len(body)

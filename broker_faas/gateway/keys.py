@@ -162,6 +162,10 @@ class Keys:
         try:
             about = os.stat(self._file.path)
             seen: tuple[int, ...] | None = (about.st_ino, about.st_mtime_ns, about.st_size, about.st_mode)
+        except FileNotFoundError:
+            if self._keys is None:
+                return  # and not read(): without descriptors left it would say something else
+            seen = None
         except OSError:
             seen = None
         if seen == self._seen and seen is not None:

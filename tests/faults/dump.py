@@ -25,11 +25,11 @@ async def dump(urls: list[str], project: str, damaged: int = 0) -> tuple[list[St
     try:
         stored = [
             Stored(_id(message), message.subject.split(".")[1], digest(message.data))
-            async for message in _all(client, "events", damaged)
+            async for message in everything(client, "events", damaged)
             if not message.subject.startswith("pos.")
         ]
         dead = []
-        async for message in _all(client, "dead"):
+        async for message in everything(client, "dead"):
             if message.subject.startswith("quarantine."):
                 continue
             fields = {name[5:].lower(): unquote(value) for name, value in (message.headers or {}).items() if name.startswith("Faas-")}
@@ -44,7 +44,7 @@ def _id(message: Msg) -> str:
     return headers.get("ce-subject") or headers["ce-id"]  # as the handlers' own ledger has it
 
 
-async def _all(client: Client, stream: str, damaged: int = 0) -> AsyncIterator[Msg]:
+async def everything(client: Client, stream: str, damaged: int = 0) -> AsyncIterator[Msg]:
     jetstream = client.jetstream(timeout=10)
     left = (await jetstream.stream_info(stream)).state.messages
     seen, subscription = 0, await _consumer(jetstream, stream, 1)

@@ -27,10 +27,12 @@ from broker_faas.connectors.nats import NatsConnector
 from broker_faas.connectors.nats_parts import consumer, core
 from broker_faas.connectors.nats_parts.messages import Message, stored_message, translate
 from broker_faas.connectors.pump import Positions, Pump
+from broker_faas.embedded import Server
 from broker_faas.errors import BusRefused, SourceRefused, SourceUnavailable
 from broker_faas.event import CloudEvent
 from broker_faas.layout import DEAD, EVENTS, faas_headers
 from tests.helpers import OwnNats, eventually
+from tests.proxy import Proxy
 
 Own = Callable[..., Awaitable[OwnNats]]
 BINARY = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/shop", "ce-type": "made"}
@@ -593,6 +595,32 @@ async def test_a_plain_message_with_an_id_keeps_it(foreign_url: str, foreign: Cl
     [event] = await events(bus)
 
     assert event.id == "mine"
+
+
+async def test_what_plain_subjects_have_while_the_connection_is_lost_is_lost_and_nothing_else_is(
+    nats_server: Server, foreign_url: str, foreign: Client, bus: JetStreamBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def publish(first: int, last: int) -> None:
+        for n in range(first, last):
+            await foreign.publish("plain.a", b"%d" % n)
+        await foreign.flush()
+
+    async with Proxy(nats_server.port).open() as proxy, running(plain(proxy.url(foreign_url)), bus) as pump:
+        await eventually(lambda: pump.status.state == "reading")
+        await publish(0, 100)
+        await eventually(lambda: pump.status.stored == 100)
+        proxy.accepting = False
+        proxy.cut()
+        await eventually(lambda: pump.status.state == "connecting")
+        await publish(100, 150)
+        proxy.accepting = True
+        await eventually(lambda: pump.status.state == "reading", 30)
+        await publish(150, 250)
+        await eventually(lambda: last_is(bus, b"249"))
+
+    assert await datas(bus) == [b"%d" % n for n in (*range(100), *range(150, 250))]
+    assert len({event.id for event in await events(bus)}) == 200
+    assert "source is opened again" in caplog.messages
 
 
 async def test_what_comes_faster_than_it_is_read_is_dropped_and_said(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from broker_faas.bus import Position
 from broker_faas.config import ConnectorConfig
+from broker_faas.connectors import pump
+from broker_faas.connectors.batch import Route
 from broker_faas.connectors.cron import CronConnector, Fires
 from broker_faas.connectors.driver import driver
+from broker_faas.connectors.pump import Pump
 from broker_faas.errors import BusUnavailable, ConfigError, SourceUnavailable
 from broker_faas.event import CloudEvent
+from tests.sources import Store
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -152,3 +158,22 @@ async def test_a_bus_that_cannot_be_asked_is_a_source_to_come_again_to() -> None
     with pytest.raises(SourceUnavailable, match="the bus cannot tell which fires it has: no connection"):
         async with CronConnector(schedule="@daily").open("/shop/tick", away):
             pass
+
+
+async def test_a_bus_that_is_away_for_long_is_asked_again_soon_for_it_has_been_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing fires meanwhile: what is due when the bus is back must not wait for a pause that has grown."""
+    pauses: list[float] = []
+
+    async def away(partition: str) -> Position:
+        raise BusUnavailable("no connection")
+
+    async def recorded(stop: asyncio.Event, seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 10:
+            stop.set()
+
+    monkeypatch.setattr(pump, "pausing", recorded)
+    route = Route(name="tick", source="/shop/tick")
+    await Pump(CronConnector(schedule="@daily"), route, Store(), away).run(asyncio.Event())  # type: ignore[arg-type]
+
+    assert max(pauses) < 1

@@ -107,11 +107,13 @@ async def _abort(run: Run) -> None:
 
 
 def points() -> dict[str, Path]:
-    """Every crash point of the product and its file."""
+    """Every crash point that workers reach, and its file."""
     found: dict[str, Path] = {}
     for folder in ("broker_faas", "workers"):
         for file in sorted((PRODUCT / folder).rglob("*.py")):
             for name in POINT.findall(file.read_text()):
+                if name.startswith("gateway-"):  # test_gateway.py
+                    continue
                 assert name not in found or found[name].samefile(file), f"two crash points are named {name}"
                 found[name] = file
     return found
