@@ -67,7 +67,7 @@ async def crash(run: Run) -> None:
     """Drains one worker and stops the other at once, again and again, so that those lines are reached too, until all have crashed."""
     async with run.fault(f"crash at {', '.join(run.scenario.crash)}") as seen:
         run.duplicates += run.in_flight * 2 * len(run.scenario.crash)
-        async with asyncio.timeout(30 + 12 * len(run.scenario.crash)):
+        async with asyncio.timeout(60 + 12 * len(run.scenario.crash)):
             while len(crashed(run)) < len(run.scenario.crash):
                 await _drain(run)
                 await _abort(run)
