@@ -81,7 +81,7 @@ POINTS = tuple(POINT.findall((PRODUCT / "connectors" / "pump.py").read_text()))
     exits=(-signal.SIGKILL,),
 )
 async def log_crashes(run: Run) -> None:
-    await _crashes(run)
+    await crashes(run)
 
 
 @scenario(
@@ -95,7 +95,7 @@ async def log_crashes(run: Run) -> None:
     exits=(-signal.SIGKILL,),
 )
 async def queue_crashes(run: Run) -> None:
-    await _crashes(run)
+    await crashes(run)
 
 
 @scenario(
@@ -142,7 +142,7 @@ async def frozen(run: Run) -> None:
         await run.freeze(run.connectors[0].pid, "the connector", 12)
 
 
-async def _crashes(run: Run) -> None:
+async def crashes(run: Run) -> None:
     """Drains it again and again, so that those lines are reached, too."""
     wanted = run.scenario.crash
     async with run.fault(f"crash at {', '.join(wanted)}") as seen:
