@@ -17,6 +17,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from ..helpers import eventually
 from .ledger import Ledger, Stored, digest
 from .process import Process
 
@@ -58,6 +59,9 @@ class Broker(Protocol):
     async def settle(self) -> None:
         """When it is up for the first time: makes what is read."""
 
+    async def kill(self) -> int:
+        """SIGKILL, of all its processes; its exit status. It is started again, when it may."""
+
     def writer(self) -> AbstractAsyncContextManager[Write]: ...
 
     async def unread(self) -> bool:
@@ -93,6 +97,7 @@ async def write(run: Run, producer: int, ledger: Ledger, stop: asyncio.Event, rn
             ledger.write("ack", id, "-")
             n += 1
             run.published += 1
+            run.latest = id
             if n % POISON == producer:
                 poison = Written(id, 0, key, b"%b is poison" % id.encode(), native=True, poison=True)
                 if await to.confirmed(poison, stop):
@@ -100,6 +105,41 @@ async def write(run: Run, producer: int, ledger: Ledger, stop: asyncio.Event, rn
             await asyncio.sleep(max(0.0, began + n * PRODUCERS / run.scenario.rate - loop.time()))
     finally:
         await to.close()
+
+
+async def flows(run: Run) -> None:
+    """Until functions have had what came through the connector."""
+    functions = run.folder / "functions"
+    await eventually(lambda: functions.exists() and functions.stat().st_size > 20_000, 90)
+
+
+async def through(run: Run) -> None:
+    """Until an event that is acknowledged from now on has been run."""
+    functions = run.folder / "functions"
+    at = functions.stat().st_size
+    await run.acknowledged(1)
+    wanted = f"\t{run.latest}\t".encode()
+
+    async def there() -> bool:
+        await asyncio.sleep(0.2)
+        with open(functions, "rb") as file:
+            file.seek(at)
+            return wanted in file.read()
+
+    await eventually(there, 90)
+
+
+async def gone(run: Run, seconds: float = 0.0) -> None:
+    """Killed, and not started again for so long. Healed when it is ready. No event runs again for that."""
+    assert run.broker
+    broker, process = run.broker, run.broker.process
+    async with run.fault(f"{process.name} down" if seconds else f"kill {process.name}") as seen:
+        process.wanted.clear()
+        starts, status = process.starts, await broker.kill()
+        seen(f"ended with {status}")
+        await asyncio.sleep(seconds)
+        process.wanted.set()
+        await eventually(lambda: process.starts > starts and process.up.is_set(), 120)
 
 
 class _Writer:

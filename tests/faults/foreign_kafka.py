@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -44,6 +44,9 @@ class Kafka:
         self._topic = True
         await self._ready()
 
+    async def kill(self) -> int:
+        return await self.process.kill()
+
     async def _ready(self) -> None:
         await eventually(self._leads, 60)
 
@@ -78,26 +81,33 @@ class Kafka:
             yield write
 
     async def unread(self) -> bool:
-        admin = AIOKafkaAdminClient(bootstrap_servers=self._own.servers)
         try:
-            await admin.start()
-            committed = await admin.list_consumer_group_offsets(GROUP)
-            async with AIOKafkaConsumer(bootstrap_servers=self._own.servers) as consumer:
-                ends = await consumer.end_offsets([TopicPartition(TOPIC, n) for n in range(PARTITIONS)])
+            return not await self.committed(await self.ends())
         except KafkaError:
             return True
+
+    async def ends(self) -> dict[TopicPartition, int]:
+        """Of each partition: the offset of its next record."""
+        async with AIOKafkaConsumer(bootstrap_servers=self._own.servers) as consumer:
+            return dict(await consumer.end_offsets(_partitions()))
+
+    async def committed(self, ends: Mapping[TopicPartition, int]) -> bool:
+        """Whether the group has come so far."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._own.servers)
+        await admin.start()
+        try:
+            found = await admin.list_consumer_group_offsets(GROUP)
         finally:
             await admin.close()
-        return any(end and (one not in committed or committed[one].offset < end) for one, end in ends.items())
+        return all(not end or (one in found and found[one].offset >= end) for one, end in ends.items())
 
     async def holds(self) -> Counter[tuple[str, str]]:
         found: Counter[tuple[str, str]] = Counter()
         async with AIOKafkaConsumer(
             bootstrap_servers=self._own.servers, enable_auto_commit=False, auto_offset_reset="earliest"
         ) as consumer:
-            partitions = [TopicPartition(TOPIC, n) for n in range(PARTITIONS)]
-            consumer.assign(partitions)
-            ends = await consumer.end_offsets(partitions)
+            consumer.assign(_partitions())
+            ends = await consumer.end_offsets(_partitions())
             while any([await consumer.position(one) < end for one, end in ends.items()]):
                 for records in (await consumer.getmany(timeout_ms=200)).values():
                     for record in records:
@@ -109,3 +119,7 @@ class Kafka:
                         else:
                             found[foreign_id(record.value), f"{record.topic}/{record.partition}/{record.offset}"] += 1
         return found
+
+
+def _partitions() -> list[TopicPartition]:
+    return [TopicPartition(TOPIC, n) for n in range(PARTITIONS)]

@@ -108,6 +108,9 @@ class Rabbitmq:
         await procs.finished([binary, *arguments], os.environ | self._node.environ, said, seconds=60)
         return said.read_text()
 
+    def log(self) -> str:
+        return "".join(file.read_text(errors="replace") for file in (self._place / "log.d").glob("*.log"))
+
     async def unread(self) -> bool:
         try:
             async with self._channel() as channel:

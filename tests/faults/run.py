@@ -59,6 +59,7 @@ class Run:
         self.peak: dict[str, int] = {}  # process → bytes
         self.frozen: list[Frozen] = []
         self.published = 0
+        self.latest = ""  # id of what was acknowledged last, by another broker
         self.refused: Counter[str] = Counter()  # what publish() raised, by type
         self.damaged: set[str] = set()  # ids whose bytes on disk a fault has changed: they may be missing, and nothing else
         self.paused = asyncio.Event()  # producers wait

@@ -142,6 +142,17 @@ async def frozen(run: Run) -> None:
         await run.freeze(run.connectors[0].pid, "the connector", 12)
 
 
+async def without_a_bus_for(run: Run, times: int) -> None:
+    """The bus killed, cut off, and standing still for 20 s."""
+    for _ in range(times):
+        await run.pause(1, 3)
+        await run.kill_server()
+        await run.pause(1, 3)
+        await run.cut(5, run.random.choice(["drop", "reject", "requests", "answers"]))
+        await run.pause(1, 3)
+        await run.freeze(run.nats, "nats-server", 20, duplicates=run.in_flight * len(run.workers))
+
+
 async def crashes(run: Run) -> None:
     """Drains it again and again, so that those lines are reached, too."""
     wanted = run.scenario.crash
