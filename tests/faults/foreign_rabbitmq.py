@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -108,8 +109,10 @@ class Rabbitmq:
         await procs.finished([binary, *arguments], os.environ | self._node.environ, said, seconds=60)
         return said.read_text()
 
-    def log(self) -> str:
-        return "".join(file.read_text(errors="replace") for file in (self._place / "log.d").glob("*.log"))
+    def timeouts(self) -> int:
+        """How often it has closed a channel so far, since what it had delivered was not acknowledged in time."""
+        logs = [file.read_text(errors="replace") for file in (self._place / "log.d").glob("*.log")]
+        return sum(len(re.findall("timed out waiting for .*acknowledgement", log)) for log in logs)
 
     async def unread(self) -> bool:
         try:
