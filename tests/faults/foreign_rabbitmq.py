@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 import aiormq
 from aiormq.abc import AbstractChannel
@@ -19,15 +20,17 @@ from pamqp.commands import Basic
 from benchmarks import procs, servers
 
 from ..helpers import eventually
-from ..rabbitmq_server import KINDS
+from ..rabbitmq_server import KINDS as QUEUES
 from .brokers import TOPIC, Write, Written
 from .process import Process
 
+# single: whoever connects again is given nothing while the broker still counts on the connection that was lost.
+KINDS: Mapping[str, Mapping[str, Any]] = {**QUEUES, "single": {**QUEUES["quorum"], "x-single-active-consumer": True}}
 SETTLED = 50  # messages that are confirmed before anything may happen
 
 
 class Rabbitmq:
-    """kind: of rabbitmq_server.KINDS."""
+    """kind: of KINDS."""
 
     def __init__(self, place: Path, log: Path, kind: str) -> None:
         self._place, self._kind = place, kind

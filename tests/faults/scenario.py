@@ -90,7 +90,7 @@ class Scenario:
     modules: Mapping[str, str] = field(default_factory=dict)
     connector: str = ""
     connectors: int = 1
-    broker: Literal["", "kafka", "rabbitmq/quorum", "rabbitmq/classic"] = ""
+    broker: Literal["", "kafka", "rabbitmq/quorum", "rabbitmq/classic", "rabbitmq/single"] = ""
     sinks: tuple[str, ...] = ()
     hears: Callable[[str, int], bool] = field(default=lambda function, n: True)
     delay: Callable[[int], float] = field(default=lambda n: 0.0)

@@ -139,7 +139,7 @@ async def killed(run: Run) -> None:
     "D9-kafka",
     "the bus is killed, cut off, and stands still for 20 s, while Kafka goes on: it waits there, and all of it comes",
     proves=("I-D1", "I-D4", "I-D9", "I-U2", "I-O1", "I-L3"),
-    **KAFKA,
+    **KAFKA | {"needs": ("root", "kafka", "nft")},
 )
 async def without_a_bus(run: Run) -> None:
     await without_a_bus_for(run, run.times(3, short=1))

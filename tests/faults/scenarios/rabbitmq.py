@@ -72,9 +72,9 @@ async def killed_classic(run: Run) -> None:
 
 @scenario(
     "F14-app",
-    "RabbitMQ's application is stopped while its node stays; it blocks publishers; the way to it is cut",
+    "RabbitMQ's application is stopped, it blocks publishers, the way to it is cut: a single active consumer keeps the order",
     proves=("I-D1", "I-D4", "I-O1", "I-L3"),
-    **QUORUM | {"needs": ("root", "rabbitmq", "nft")},
+    **RABBITMQ | {"broker": "rabbitmq/single", "needs": ("root", "rabbitmq", "nft")},
 )
 async def stopped(run: Run) -> None:
     broker = rabbitmq(run)
@@ -120,7 +120,7 @@ async def timed_out(run: Run) -> None:
     "D9-rabbitmq",
     "the bus is killed, cut off, and stands still for 20 s, while RabbitMQ goes on: it waits there, and all of it comes",
     proves=("I-D1", "I-D4", "I-D9", "I-O1", "I-L3"),
-    **QUORUM,
+    **QUORUM | {"needs": ("root", "rabbitmq", "nft")},
 )
 async def without_a_bus(run: Run) -> None:
     await without_a_bus_for(run, run.times(3, short=1))
