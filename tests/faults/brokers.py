@@ -126,7 +126,7 @@ async def through(run: Run) -> None:
             file.seek(at)
             return wanted in file.read()
 
-    await eventually(there, 90)
+    await eventually(there, 180)  # behind a backlog, too
 
 
 async def gone(run: Run, seconds: float = 0.0) -> None:

@@ -18,6 +18,7 @@ from .connector import crashes, without_a_bus_for
 RABBITMQ: dict[str, Any] = {
     "connector": '[[connector]]\nname = "orders"\ntype = "rabbitmq"\nurl = "${RABBITMQ}"\nqueue = "load"\nkey_header = "key"\n',
     "short": False,
+    "rate": 100.0,  # three systems share the machine
     "needs": ("root", "rabbitmq"),
 }
 QUORUM: dict[str, Any] = RABBITMQ | {"broker": "rabbitmq/quorum"}
