@@ -125,6 +125,7 @@ async def storm(run: Run) -> None:
     "F10-kafka",
     "Kafka is killed, and comes back; it is gone for a minute",
     proves=("I-D1", "I-D4", "I-U2", "I-O1", "I-L3"),
+    gap=15.0 + 6.0,  # its group waits for session_timeout: it remembers the member that was lost with the connection
     **KAFKA,
 )
 async def killed(run: Run) -> None:
