@@ -33,6 +33,8 @@ SELDOM = (
     "executor-",
     "forked",
     "hand-back",
+    "kafka-assigned",
+    "kafka-revoked",
     "pump-draining",
     "purge",
     "relay-",
