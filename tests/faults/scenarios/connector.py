@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 
+from ..brokers import through
 from ..run import Run
 from ..scenario import scenario
 from .points import POINT, PRODUCT, at_work, crashed
@@ -147,10 +148,11 @@ async def without_a_bus_for(run: Run, times: int) -> None:
     for _ in range(times):
         await run.pause(1, 3)
         await run.kill_server()
-        await run.pause(1, 3)
+        await through(run)
         await run.cut(5, run.random.choice(["drop", "reject", "requests", "answers"]))
-        await run.pause(1, 3)
+        await through(run)  # or the next fault would count as time that this one took
         await run.freeze(run.nats, "nats-server", 20, duplicates=run.in_flight * len(run.workers))
+        await through(run)
 
 
 async def crashes(run: Run) -> None:
