@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STUCK_AFTER = 60.0  # seconds without a batch, though the source has some, after which the process ends itself
-LEAST_PAUSE, LONGEST_PAUSE = 0.2, 15.0  # seconds between two tries, of the bus and of the source
+LEAST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds between two tries, of the bus and of the source; what is back is read within 15
 REMEMBERED = 60.0  # seconds that a source must have been read for its pauses to begin small again
 FEW = 50  # events, behind which nothing is read ahead: storing any costs the server milliseconds, and what comes meanwhile shares the next
 

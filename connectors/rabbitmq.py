@@ -242,6 +242,7 @@ class _Session:
                 self._acked[channel] = tag
                 with suppress(Exception):  # the channel is gone: so is the tag, and the reader tells
                     await channel.basic_ack(tag, multiple=True)
+        # crash point: rabbitmq-acked
 
     async def lag(self) -> int | None:
         """Ready at the broker, and here. None for streams, and if the broker does not say.

@@ -101,7 +101,13 @@ class OwnKafka:
         allowed to him. The password of both is `secret`."""
         return f"127.0.0.1:{self._sasl}"
 
-    async def start(self) -> None:
+    @property
+    def command(self) -> list[str]:
+        """Of the broker, in its folder; make() comes before it."""
+        return self._argv("kafka.Kafka")
+
+    async def make(self) -> None:
+        """Its folder, if there is none."""
         if not self._folder.exists():
             self._folder.mkdir(parents=True)
             (self._folder / "server.properties").write_text(self._settings())
@@ -110,6 +116,9 @@ class OwnKafka:
             code = await (await self._java("kafka.tools.StorageTool", "format", *alone, *users, "-t", CLUSTER, "-c")).wait()
             if code:
                 raise AssertionError(f"Kafka's folder cannot be made: {self._log()}")
+
+    async def start(self) -> None:
+        await self.make()
         self._process = await self._java("kafka.Kafka")
         started = monotonic()
         while monotonic() - started < 180:
@@ -141,11 +150,18 @@ class OwnKafka:
     async def kill(self) -> None:
         await self.stop(signal.SIGKILL)
 
+    def _argv(self, main: str, *words: str) -> list[str]:
+        return ["java", "-Xmx512m", "-Xms128m", "-XX:TieredStopAtLevel=1", "-cp", f"{self._libs}/*", main, *words, "server.properties"]
+
     async def _java(self, main: str, *words: str) -> asyncio.subprocess.Process:
-        argv = ["java", "-Xmx512m", "-Xms128m", "-XX:TieredStopAtLevel=1", "-cp", f"{self._libs}/*", main, *words, "server.properties"]
         with open(self._folder / "log", "ab") as log:
             return await asyncio.create_subprocess_exec(
-                *argv, cwd=self._folder, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                *self._argv(main, *words),
+                cwd=self._folder,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def _log(self) -> str:

@@ -15,7 +15,7 @@ from .connection import Connection
 
 log = logging.getLogger(__name__)
 
-NO_STREAM = 10059  # err_code
+NO_STREAM, NO_ROOM = 10059, 10047  # err_code
 _GROWS = ("max_bytes", "max_msg_size", "duplicate_window")
 _TURNS_ON = ("allow_atomic", "allow_msg_schedules", "allow_rollup_hdrs")
 _FREE = ("num_replicas",)
@@ -33,13 +33,26 @@ async def ensure_streams(connection: Connection, wanted: Iterable[tuple[dict[str
         except BusRefused as e:
             if e.code != NO_STREAM:
                 raise
-            await connection.api(f"STREAM.CREATE.{name}", config)  # another worker making the same one meanwhile is no error
+            await _create(connection, name, config)
             # crash point: stream-made
             continue
         changes = _stream_changes(there, {field: value for field, value in config.items() if field not in keep})
         if changes:
             log.info("updating stream", extra={"stream": name, "fields": sorted(changes)})
             await connection.api(f"STREAM.UPDATE.{name}", there | changes)
+
+
+async def _create(connection: Connection, name: str, config: dict[str, Any]) -> None:
+    """Another worker making the same one meanwhile is no error: but while it does, its bytes count twice, and there is room for one."""
+    for pause in (0.1, 0.3, 1.0, 3.0):
+        try:
+            await connection.api(f"STREAM.CREATE.{name}", config)
+            return
+        except BusRefused as error:
+            if error.code != NO_ROOM:
+                raise
+        await asyncio.sleep(pause)
+    await connection.api(f"STREAM.CREATE.{name}", config)
 
 
 def _stream_changes(there: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]
         with suppress(TimeoutError):
             async with asyncio.timeout(HANDING_OVER):
                 await self.settled.wait()
+        # crash point: kafka-revoked
         self.assignment = Assignment({})
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
@@ -79,6 +80,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]
             await commit(self._consumer, {one: at[one] for one in ours if one not in committed or committed[one].offset != at[one]})
         except kafka.CommitFailedError:
             raise _HandedOn from None
+        # crash point: kafka-assigned
         for one, offset in at.items():
             self._consumer.seek(one, offset)
         self.assignment = Assignment(at)

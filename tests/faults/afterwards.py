@@ -32,7 +32,7 @@ async def quiet(run: Run) -> None:
             except FaasError:
                 since = 0.0
             else:
-                if _unread(run) or any(one.waiting or one.in_progress or one.scheduled for one in lag):
+                if any(one.waiting or one.in_progress or one.scheduled for one in lag) or await _unread(run):
                     since = 0.0
                 elif not since:
                     since = time.monotonic()
@@ -42,8 +42,10 @@ async def quiet(run: Run) -> None:
         run.problems.append(("liveness", f"not quiet {run.scenario.quiet:g} s after the last fault was healed: {lag}"))
 
 
-def _unread(run: Run) -> bool:
+async def _unread(run: Run) -> bool:
     """Whether the source has what its connector has not acknowledged."""
+    if run.broker:
+        return await run.broker.unread()
     acked = Path(f"{run.source}.acked")
     return bool(run.scenario.connector) and (not acked.exists() or int(acked.read_text()) < run.source.stat().st_size)
 
@@ -85,7 +87,7 @@ async def drain(run: Run) -> None:
                 run.problems.append(("drain", f"{worker.name} left processes behind"))
         if run.peak.get(worker.name, 0) > WORKER_BYTES:
             run.problems.append(("memory", f"{worker.name} had {run.peak[worker.name] >> 20} MB; {WORKER_BYTES >> 20} are allowed"))
-    for process in (*run.servers, *run.workers, *run.connectors):
+    for process in (*run.servers, *run.workers, *run.connectors, *([run.broker.process] if run.broker else [])):
         for status, expected in process.exits:
             if not expected and status not in run.scenario.exits:
                 run.problems.append(("exits", f"{process.name} ended by itself with {status}; see {process.log.name}"))

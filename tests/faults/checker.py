@@ -148,11 +148,12 @@ def _stored(run: Ledgers, acked: set[str], expected: Expected) -> Iterable[tuple
     """What the bus itself holds; a run that did not dump it, or freed it meanwhile, has nothing here."""
     if not run.stored:
         return
-    copies = Counter((stored.id, stored.topic) for stored in run.stored)
-    if twice := [id for (id, _), n in copies.items() if n > 1]:
+    copies = Counter((stored.id, stored.topic, stored.position) for stored in run.stored)
+    if twice := [f"{id} {position}".strip() for (id, _, position), n in copies.items() if n > 1]:
         yield "stored twice", f"{len(twice)} events are on the bus more than once: {sorted(twice)[:10]}"
-    if missing := acked - {id for id, _ in copies} - expected.damaged:
-        for line in _where(missing, {id for id, _ in copies}):
+    there = {stored.id for stored in run.stored}
+    if missing := acked - there - expected.damaged:
+        for line in _where(missing, there):
             yield "lost", f"bus: {line}"
 
 

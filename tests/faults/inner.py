@@ -15,7 +15,7 @@ from pathlib import Path
 
 from broker_faas.service import first
 
-from . import checker, network
+from . import brokers, checker, network
 from .afterwards import drain, look_for_secrets, quiet
 from .dump import dump
 from .ledger import Dead, Stored, place, read
@@ -33,11 +33,16 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool) -> c
         async with run.until_over, system(run):
             async with load(run):
                 await run.pause(1, 2)
+                if run.broker:  # what goes wrong before the first event is for another test
+                    await brokers.flows(run)
                 await scenario.harm(run)
                 look_for_secrets(run)
                 await run.pause(1, 2)
             await quiet(run)
-            stored, dead = await dump(run.url.split(","), PROJECT, len(run.damaged))
+            stored, dead, quarantined = await dump(run.url.split(","), PROJECT, len(run.damaged))
+            if run.broker:
+                acked = {ack.id for ack in read(folder).acks}
+                brokers.judge(run, stored, quarantined, await run.broker.holds(), acked)
             await drain(run)
     except Exception as error:  # red; and what the ledgers say of it is looked at all the same: a server may not come back at all
         traceback.print_exc()
@@ -66,7 +71,8 @@ async def play(scenario: Scenario, seed: int, folder: Path, *, short: bool) -> c
 def main() -> None:
     """Exit status: 0 green, 1 red; what went wrong with the run itself is a traceback, and red too."""
     name, seed, folder, how, *quiet = sys.argv[1:]
-    logging.getLogger("broker_faas").setLevel(logging.ERROR)  # producers lose their connections all the time
+    for client in ("broker_faas", "aiokafka", "aiormq"):
+        logging.getLogger(client).setLevel(logging.CRITICAL)  # producers lose their connections all the time
     from .scenarios import find
 
     scenario = find(name)

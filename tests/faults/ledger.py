@@ -29,6 +29,8 @@ _ledger = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 def _write(*fields):
     os.write(_ledger, ("\\n" + "\\t".join(map(str, fields)) + "\\t.\\n").encode())
 def _id(event):
+    if event.type in ("kafka.record", "rabbitmq.message"):  # of no CloudEvent: its data begin with what the ledger calls it
+        return event.data.partition(b" ")[0].decode()
     return event.subject or event.id  # what a function sends on has the id of its cause as subject
 def start(event, ctx):
     _write("start", time.monotonic(), _id(event), event.partitionkey or "-", ctx.function, ctx.attempt, os.getpid(),
@@ -77,11 +79,12 @@ class Fault(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """An event found on the bus afterwards. sha: of its data."""
+    """An event found on the bus afterwards. sha: of its data. position: at another broker, of the write that it comes from."""
 
     id: str
     topic: str
     sha: str
+    position: str = ""
 
 
 class Dead(NamedTuple):
@@ -156,6 +159,11 @@ def lately(folder: Path, seconds: float) -> int:
         ended = [line.split(b"\t") for line in lines.read().splitlines() if line.startswith(b"end\t") and line.endswith(b"\t.")]
     now = time.monotonic()
     return sum(now - float(t) <= seconds for _, t, *_ in ended)
+
+
+def foreign_id(data: bytes) -> str:
+    """What the ledger calls it, of something that was written as no CloudEvent."""
+    return data.partition(b" ")[0].decode()
 
 
 def digest(data: bytes) -> str:

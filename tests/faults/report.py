@@ -69,6 +69,7 @@ def summary(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def write(results: Sequence[Result], skipped: Sequence[tuple[Scenario, str]], folder: Path, title: str) -> None:
     rows = summary(results)
+    folder.mkdir(parents=True, exist_ok=True)  # nothing may have run
     (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
     by_name = {result.scenario.name: result for result in reversed(results)} | {r.scenario.name: r for r in results if not r.ok}
     red = sum(not row["ok"] for row in rows)

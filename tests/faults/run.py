@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..helpers import eventually
 from . import network
+from .brokers import Broker
 from .cluster import Cluster
 from .disk import Disk
 from .ledger import Ledger, lately
@@ -32,6 +33,8 @@ SELDOM = (
     "executor-",
     "forked",
     "hand-back",
+    "kafka-assigned",
+    "kafka-revoked",
     "pump-draining",
     "purge",
     "relay-",
@@ -58,6 +61,7 @@ class Run:
         self.peak: dict[str, int] = {}  # process → bytes
         self.frozen: list[Frozen] = []
         self.published = 0
+        self.latest = ""  # id of what was acknowledged last, by another broker
         self.refused: Counter[str] = Counter()  # what publish() raised, by type
         self.damaged: set[str] = set()  # ids whose bytes on disk a fault has changed: they may be missing, and nothing else
         self.paused = asyncio.Event()  # producers wait
@@ -65,7 +69,9 @@ class Run:
         self.cluster = Cluster(folder, scenario)  # of three
         self.workers: list[Process] = []
         self.connectors: list[Process] = []
-        self.source = folder / "source"  # what connectors read
+        self.source = folder / "source"  # what connectors read, where it is a file
+        self.broker: Broker | None = None  # and where it is another system
+        self.poisoned: set[bytes] = set()  # data of what it has confirmed and can be no event
         self._faults = Ledger(folder / "faults")
         self.environ: dict[str, str] = {}
         if scenario.crash:
@@ -172,10 +178,10 @@ class Run:
             seen(f"pid {pid} is gone")
             await eventually(lambda: self.server.starts > starts and self.server.up.is_set(), 60)
 
-    async def down(self, process: Process, seconds: float) -> None:
+    async def down(self, process: Process, seconds: float, *, duplicates: int | None = None) -> None:
         """SIGKILL, and not started again for so long."""
         async with self.fault(f"{process.name} down") as seen:
-            self.duplicates += self.in_flight * len(self.workers)
+            self.duplicates += self.in_flight * len(self.workers) if duplicates is None else duplicates
             process.wanted.clear()
             status = await process.kill()
             seen(f"ended with {status}")
@@ -193,11 +199,11 @@ class Run:
             await asyncio.sleep(seconds)
             os.kill(pid, signal.SIGCONT)
 
-    async def cut(self, seconds: float, how: str = "drop", *, duplicates: int | None = None) -> None:
-        """The network between everybody and the bus; see network.block()."""
-        async with self.fault(f"network {how}") as seen:
+    async def cut(self, seconds: float, how: str = "drop", *, duplicates: int | None = None, port: int = PORT) -> None:
+        """The network between everybody and the bus, or what else has this port; see network.block()."""
+        async with self.fault(f"network {how}" if port == PORT else f"way to the broker {how}") as seen:
             self.duplicates += self.in_flight * len(self.workers) if duplicates is None else duplicates
-            network.block(PORT, how)
+            network.block(port, how)
             await eventually(network.blocked)
             await asyncio.sleep(seconds)
             seen(f"{network.blocked()} packets")

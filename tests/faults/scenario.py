@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .ledger import HANDLER, Ledgers
 
@@ -59,6 +59,7 @@ class Scenario:
     keep: seconds that settled events stay; where they may go before the end, the bus is not looked into afterwards.
     kept: the server is kept as `faas dev` keeps it. modules: more modules of the project, by name.
     connector: lines of faas.toml: producers write to a file, and this connector, a process of its own, brings it to the bus.
+    broker: instead of a file, a real one, see brokers.py; slash: the type of RabbitMQ's queue. connectors: processes of the connector.
     sinks: of the functions, those that are sinks; their [[sink]] is in `toml`, and a process of its own sends what goes there.
     sizes: bytes of data that events have. rate: events a second. grace: seconds of a drain.
     quiet: seconds for everything to be done after the last fault is healed.
@@ -88,6 +89,8 @@ class Scenario:
     toml: str = ""
     modules: Mapping[str, str] = field(default_factory=dict)
     connector: str = ""
+    connectors: int = 1
+    broker: Literal["", "kafka", "rabbitmq/quorum", "rabbitmq/classic", "rabbitmq/single"] = ""
     sinks: tuple[str, ...] = ()
     hears: Callable[[str, int], bool] = field(default=lambda function, n: True)
     delay: Callable[[int], float] = field(default=lambda n: 0.0)

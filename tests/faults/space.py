@@ -15,6 +15,9 @@ from functools import cache
 from pathlib import Path
 from subprocess import run
 
+from benchmarks.servers import RABBITMQ
+
+from ..kafka_server import Missing, jars
 from .scenario import Scenario
 
 UNSHARE = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -24,7 +27,7 @@ HOOK = Path(__file__).parent / "hook"
 
 @cache
 def missing(need: str) -> str:
-    """Why a scenario that needs this cannot run here; "" if it can. need: root, loop, nft, cgroup."""
+    """Why a scenario that needs this cannot run here; "" if it can. need: root, loop, nft, cgroup, kafka, rabbitmq."""
     if missing_root := _fails(*UNSHARE, "true"):
         return f"no namespaces of its own (root is needed): {missing_root}"
     match need:
@@ -36,6 +39,14 @@ def missing(need: str) -> str:
             return "" if shutil.which("mkfs.ext4") and Path("/dev/loop-control").exists() else "no loop devices or no mkfs.ext4"
         case "cgroup":
             return "" if os.access("/sys/fs/cgroup/memory", os.W_OK) else "no writable memory controller (cgroup v1)"
+        case "kafka":
+            try:
+                jars()
+            except Missing as why:
+                return str(why)
+            return ""
+        case "rabbitmq":
+            return "" if RABBITMQ else "RabbitMQ is not installed: tools/test-servers, or apt-get install rabbitmq-server"
     raise ValueError(need)
 
 

@@ -15,12 +15,12 @@ from broker_faas.client import connect
 from broker_faas.errors import FaasError
 
 from ..helpers import eventually
+from . import brokers
+from .brokers import KEYS, PRODUCERS
 from .ledger import Ledger, digest
 from .process import Process, children, rss
 from .run import PORT, PROJECT, Run
 
-PRODUCERS = 8
-KEYS = 16
 BINARY = "application/octet-stream"
 
 
@@ -53,6 +53,13 @@ async def system(run: Run) -> AsyncIterator[None]:
                 lambda: _server_ready(run),
             )
         keepers = [tasks.create_task(server.keep()) for server in run.servers]
+        if scenario.broker:
+            run.broker = brokers.broker(scenario.broker, run.disk.place / "broker", run.folder / "broker.log")
+            await run.broker.make()
+            keepers.append(tasks.create_task(run.broker.process.keep()))
+            async with asyncio.timeout(180):
+                await run.broker.process.up.wait()
+                await run.broker.settle()
         for server in run.servers:
             await server.up.wait()
         for n in range(scenario.workers):
@@ -61,8 +68,10 @@ async def system(run: Run) -> AsyncIterator[None]:
             keepers.append(tasks.create_task(worker.keep()))
         if scenario.connector or scenario.sinks:
             run.source.touch()
-            run.connectors.append(_worker(run, "connector", "connect", "connectors run"))
-            keepers.append(tasks.create_task(run.connectors[0].keep()))
+            for n in range(scenario.connectors):
+                connector = _worker(run, f"connector {n}" if n else "connector", "connect", "connectors run")
+                run.connectors.append(connector)
+                keepers.append(tasks.create_task(connector.keep()))
         async with asyncio.timeout(120):
             for worker in (*run.workers, *run.connectors):
                 await worker.up.wait()
@@ -75,7 +84,7 @@ async def system(run: Run) -> AsyncIterator[None]:
 
 def _worker(run: Run, name: str, command: str, ready: str) -> Process:
     """A command of `faas` that runs on; ready: what it then has in its log."""
-    env = {"NATS_URL": run.url, "CANARY": run.canary, "SOURCE": str(run.source)}
+    env = {"NATS_URL": run.url, "CANARY": run.canary, "SOURCE": str(run.source), **(run.broker.environ if run.broker else {})}
 
     async def is_ready() -> None:
         await eventually(lambda: ready in process.said(), 20)
@@ -124,6 +133,8 @@ async def _produce(run: Run, producer: int, ledger: Ledger, stop: asyncio.Event,
     """One event after the other, so that the order of a key is known; each until the bus has it. Behind its pace it hurries."""
     loop = asyncio.get_running_loop()
     began, n = loop.time(), 0
+    if run.broker:
+        return await brokers.write(run, producer, ledger, stop, rng)
     if run.scenario.connector:
         return await _write(run, producer, ledger, stop, rng)
     async with connect(run.url, source="/load", patience=60) as bus:

@@ -108,6 +108,18 @@ def test_an_event_that_is_on_the_bus_twice_is_stored_twice() -> None:
     assert check(run, PLAIN).red == {"stored twice"}
 
 
+def test_two_writes_of_an_event_to_its_source_may_be_on_the_bus_and_one_of_them_twice_may_not() -> None:
+    """A producer of another broker tries again what was not confirmed, and then the event has two positions there."""
+    run = all_ran(published(*THREE))
+    writes = [
+        Stored(id, "load", f"sha {id}", position) for id, position in (("p0-0", "load/0/1"), ("p0-1", "load/0/2"), ("p0-2", "load/0/3"))
+    ]
+    other = Stored("p0-1", "load", "sha p0-1", "load/0/4")
+
+    assert check(run._replace(stored=[*writes, other]), PLAIN).ok
+    assert check(run._replace(stored=[*writes, other, other]), PLAIN).red == {"stored twice"}
+
+
 def test_more_executions_than_the_faults_explain_are_duplicates() -> None:
     run = ran(ran(all_ran(published(*THREE)), "p0-0", 5.0, 5.1), "p0-1", 6.0, 6.1)
 

@@ -225,6 +225,20 @@ async def test_the_first_start_is_resolved_and_committed(topic: Topic, bus: JetS
     assert [event.data for event in await stored(bus)] == expected
 
 
+async def test_a_first_start_may_take_its_time(topic: Topic) -> None:
+    """A partition without an offset is an error of aiokafka's, until it was told where to begin."""
+    await topic.send([b"0"])
+
+    async def slowly(partition: str) -> str | None:
+        await asyncio.sleep(2.5)
+        return None
+
+    async with asyncio.timeout(LONG), topic.options().open("/p/c", slowly) as source:
+        batch = await anext(aiter(source))
+
+    assert len(batch.items) == 1
+
+
 async def test_an_offset_out_of_range_ends_it_and_says_what_to_do(topic: Topic, bus: JetStreamBus) -> None:
     await topic.send(numbers(0, 10))
     async with running(topic.options(), bus) as pump:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 
+from ..brokers import through
 from ..run import Run
 from ..scenario import scenario
 from .points import POINT, PRODUCT, at_work, crashed
@@ -81,7 +82,7 @@ POINTS = tuple(POINT.findall((PRODUCT / "connectors" / "pump.py").read_text()))
     exits=(-signal.SIGKILL,),
 )
 async def log_crashes(run: Run) -> None:
-    await _crashes(run)
+    await crashes(run)
 
 
 @scenario(
@@ -95,7 +96,7 @@ async def log_crashes(run: Run) -> None:
     exits=(-signal.SIGKILL,),
 )
 async def queue_crashes(run: Run) -> None:
-    await _crashes(run)
+    await crashes(run)
 
 
 @scenario(
@@ -142,7 +143,19 @@ async def frozen(run: Run) -> None:
         await run.freeze(run.connectors[0].pid, "the connector", 12)
 
 
-async def _crashes(run: Run) -> None:
+async def without_a_bus_for(run: Run, times: int) -> None:
+    """The bus killed, cut off, and standing still for 20 s."""
+    for _ in range(times):
+        await run.pause(1, 3)
+        await run.kill_server()
+        await through(run)
+        await run.cut(5, run.random.choice(["drop", "reject", "requests", "answers"]))
+        await through(run)  # or the next fault would count as time that this one took
+        await run.freeze(run.nats, "nats-server", 20, duplicates=run.in_flight * len(run.workers))
+        await through(run)
+
+
+async def crashes(run: Run) -> None:
     """Drains it again and again, so that those lines are reached, too."""
     wanted = run.scenario.crash
     async with run.fault(f"crash at {', '.join(wanted)}") as seen:
