@@ -102,9 +102,9 @@ def poison(
     }  # fmt: skip
 
 
-async def _until_all_came(run: Run, kinds: int, *, deaths: bool, every: int = EVERY) -> None:
-    """Each kind at least twice; in the long form for minutes. deaths: each attempt ends an executor, with what it had just done."""
-    rounds = max(1, -(-2 * kinds // 8)) * (1 if run.short else 10)
+async def _until_all_came(run: Run, kinds: int, *, deaths: bool, every: int = EVERY, long: int = 10) -> None:
+    """Each kind at least twice; in the long form `long` times that. deaths: each attempt ends an executor, with what it had just done."""
+    rounds = max(1, -(-2 * kinds // 8)) * run.times(long, short=1)
     async with run.fault("poison") as seen:
         while run.published < 8 * every * rounds:
             await run.pause(0.1, 0.2)
@@ -198,13 +198,14 @@ BOMBS = {
     proves=("I-P2", "I-B1", "I-X5"),
     short=False,
     alone=True,
-    **poison(BOMBS, timeout=2.0, every=1000, waits=20.0),  # while a bomb fills its group, nothing can be forked there
+    quiet=300.0,  # for minutes little else runs
+    **poison(BOMBS, timeout=2.0, every=2000, waits=20.0),  # while a bomb fills its group, nothing can be forked there
 )
 async def bombs(run: Run) -> None:
     for worker in run.workers:
         await run.until_over.enter_async_context(steps.limited(run, worker, "pids", "pids.max", 60))
         await run.until_over.enter_async_context(steps.limited(run, worker, "memory", "memory.limit_in_bytes", 400 << 20))
-    await _until_all_came(run, len(BOMBS), deaths=True, every=1000)
+    await _until_all_came(run, len(BOMBS), deaths=True, every=2000, long=4)
 
 
 def _kills_workers(id: str) -> bool:
