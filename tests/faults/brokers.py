@@ -141,6 +141,16 @@ async def gone(run: Run, seconds: float = 0.0) -> None:
         await eventually(lambda: process.starts > starts and process.up.is_set(), 120)
 
 
+async def gone_often(run: Run) -> None:
+    """Killed and started again, and in the end gone for a minute. Each time what is acknowledged then must have come through."""
+    for _ in range(run.times(4, short=1)):
+        await run.pause(1, 4)
+        await gone(run)
+        await through(run)
+    await gone(run, run.times(60, short=5))
+    await through(run)
+
+
 class _Writer:
     """One producer's connection, opened anew when something went wrong."""
 

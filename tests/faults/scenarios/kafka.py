@@ -11,7 +11,7 @@ import signal
 from typing import Any
 
 from ...helpers import eventually
-from ..brokers import gone, through
+from ..brokers import gone_often, through
 from ..foreign_kafka import Kafka
 from ..process import Process, state
 from ..run import Run
@@ -129,12 +129,7 @@ async def storm(run: Run) -> None:
     **KAFKA,
 )
 async def killed(run: Run) -> None:
-    for _ in range(run.times(4, short=1)):
-        await run.pause(1, 4)
-        await gone(run)
-        await through(run)
-    await gone(run, run.times(60, short=5))
-    await through(run)
+    await gone_often(run)
 
 
 @scenario(

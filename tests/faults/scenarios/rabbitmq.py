@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from ..brokers import gone, through
+from ..brokers import gone_often, through
 from ..foreign_rabbitmq import Rabbitmq
 from ..run import Run
 from ..scenario import scenario
@@ -41,15 +41,6 @@ async def queue_crashes(run: Run) -> None:
     await crashes(run)
 
 
-async def _killed(run: Run) -> None:
-    for _ in range(run.times(4, short=1)):
-        await run.pause(1, 4)
-        await gone(run)
-        await through(run)
-    await gone(run, run.times(60, short=5))
-    await through(run)
-
-
 @scenario(
     "F14",
     "RabbitMQ is killed, and comes back; it is gone for a minute",
@@ -57,7 +48,7 @@ async def _killed(run: Run) -> None:
     **QUORUM,
 )
 async def killed(run: Run) -> None:
-    await _killed(run)
+    await gone_often(run)
 
 
 @scenario(
@@ -68,7 +59,7 @@ async def killed(run: Run) -> None:
     **RABBITMQ,
 )
 async def killed_classic(run: Run) -> None:
-    await _killed(run)
+    await gone_often(run)
 
 
 @scenario(
